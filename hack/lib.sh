@@ -1,0 +1,108 @@
+# Shared by the scripts in hack/. Sourced, never run.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BIN=$ROOT/bin
+RSYS_CACHE=${RSYS_CACHE:-${HOME:-/root}/.cache/rsys}
+
+# The peers we test under and compare with. A change of version is a new
+# directory in the cache, so that going back costs nothing.
+CONTAINERD_24=2.4.2
+CONTAINERD_17=1.7.35
+RUNC=1.5.2
+STATICCHECK=0.8.2
+
+# Exactly the toolchain that is installed, and no stamp of the git state: the
+# scripts must give the same result in a checkout, a copy and a tarball.
+export GOTOOLCHAIN=${GOTOOLCHAIN:-local}
+export GOFLAGS=${GOFLAGS:--buildvcs=false}
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 1; }
+
+need_root() { [ "$(id -u)" = 0 ] || die "must run as root: containerd and containers need it"; }
+
+# have_pkg PACKAGE: is this Debian package installed?
+have_pkg() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
+
+# install_packages PACKAGE...: those that are missing, without a question.
+install_packages() {
+	local p missing=()
+	for p in "$@"; do have_pkg "$p" || missing+=("$p"); done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	command -v apt-get >/dev/null || die "please install by hand: ${missing[*]}"
+	need_root
+	say "installing ${missing[*]}"
+	local log
+	log=$(mktemp)
+	if ! { DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
+		>"$log" 2>&1 </dev/null; then
+		cat "$log" >&2
+		rm -f "$log"
+		die "apt-get could not install ${missing[*]}"
+	fi
+	rm -f "$log"
+}
+
+# build_module DIR MODULE VERSION GO-BUILD-ARGUMENT...
+#
+# Builds commands of a module at a version into $RSYS_CACHE/DIR/bin, unless
+# that was done before. It builds in a copy of the module's source as the main
+# module: `go install pkg@version` refuses a go.mod with replace or exclude
+# (containerd 1.7 has one), and this way we get exactly the dependencies that
+# its maintainers release with.
+build_module() {
+	local dir=$RSYS_CACHE/$1 mod=$2 version=$3 src tmp start=$SECONDS
+	shift 3
+	[ -e "$dir/built" ] && return 0
+	mkdir -p "$RSYS_CACHE"
+	(
+		# Two scripts started at once shall not build the same thing twice.
+		exec 9>"$dir.lock"
+		flock 9
+		[ -e "$dir/built" ] && exit 0
+		say "building $mod $version into $dir (once)"
+		src=$(cd "$RSYS_CACHE" && GOFLAGS=-mod=mod go mod download -json "$mod@v$version" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
+		[ -d "$src" ] || die "the module proxy has no $mod v$version"
+		tmp=$(mktemp -d "$RSYS_CACHE/build.XXXXXX")
+		trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
+		cp -r "$src/." "$tmp"
+		chmod -R u+w "$tmp"
+		mkdir -p "$dir/bin"
+		(cd "$tmp" && go build -trimpath -o "$dir/bin/" "$@") || die "building $mod $version failed"
+		touch "$dir/built"
+		say "built $mod $version in $((SECONDS - start)) s"
+	)
+}
+
+# What is left out of containerd are snapshotters that need kernel features or
+# libraries which no test uses. CRI stays in.
+containerd_tags=no_btrfs,no_devmapper,no_zfs,no_aufs,urfave_cli_no_docs
+
+get_containerd() { # VERSION
+	local mod=github.com/containerd/containerd
+	case $1 in 2.*) mod=$mod/v2 ;; esac
+	# containerd's own releases build the shim like this, without cgo.
+	CGO_ENABLED=0 build_module "containerd-$1" $mod "$1" -tags "$containerd_tags" \
+		-ldflags "-s -w -X $mod/version.Version=$1 -X $mod/version.Package=$mod" \
+		./cmd/containerd ./cmd/ctr ./cmd/containerd-shim-runc-v2
+}
+
+get_runc() {
+	[ -e "$RSYS_CACHE/runc-$RUNC/built" ] && return 0
+	install_packages gcc libc6-dev libseccomp-dev pkg-config
+	CGO_ENABLED=1 build_module "runc-$RUNC" github.com/opencontainers/runc "$RUNC" \
+		-tags seccomp,urfave_cli_no_docs -ldflags "-s -w -X main.version=$RUNC" .
+}
+
+get_staticcheck() {
+	CGO_ENABLED=0 build_module "staticcheck-$STATICCHECK" honnef.co/go/tools "$STATICCHECK" ./cmd/staticcheck
+}
+
+# The image of the tests and the demo is made from this one static binary.
+get_busybox() { install_packages busybox-static; }
+
+# version of this tree, for binaries to tell.
+tree_version() { git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo unknown; }
