@@ -1,0 +1,70 @@
+// Package oci compiles an OCI runtime configuration to a [Plan]: the ordered
+// list of everything that is done to make the container, each step with the
+// config field that asked for it.
+//
+// Compiling is pure: no system call, no file, no clock. What must be known of
+// the host is an argument ([Host]). So a container's set-up can be printed,
+// compared, and tested as data.
+package oci
+
+import "github.com/rsys-io/rsys/rsys/call"
+
+// Who performs a step.
+type Who uint8
+
+const (
+	Child Who = iota // the container's process, by a remote system call
+	Shim             // the shim, outside; the call's Name says what, its Nr is NrShim
+)
+
+// NrShim stands for the number of a call that the shim performs. It is none of the kernel's.
+const NrShim = -1000
+
+// Names of the calls that the shim performs.
+const (
+	CgroupCreate = "cgroup.create" // make the cgroup and set its limits
+	CgroupJoin   = "cgroup.join"   // move the child into it
+	JoinPID      = "joiner"        // clone the joiner, which joins the PID namespace that the child is then born into
+	CloneChild   = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
+	PassStdio    = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
+	WriteProc    = "write"         // write argument 1 to the file argument 0 of /proc/<child>
+)
+
+// Phase is the request of the runtime specification during which a step runs.
+type Phase uint8
+
+const (
+	Create Phase = iota
+	Start        // ends in execve
+)
+
+// A Step is one thing done. Indices in its arguments count from the Plan's first step.
+type Step struct {
+	call.Step
+	Who   Who
+	Phase Phase
+	Why   string // the config field: "mounts[3]", "process.capabilities.bounding"
+	About string // what it is about, where the field does not tell: a mount's destination
+}
+
+// A Plan is a container, or an exec into one, as a program of system calls.
+//
+// The child's root and working directory are the host's "/" when it starts, in a mount
+// namespace of its own. Of the shim's it has nothing but the channel.
+type Plan struct {
+	Steps []Step
+
+	// What the runtime wants to know of a run, as indices into Steps; -1 if not there.
+	Terminal int // the step that returns the pseudoterminal's master
+	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
+	Lookup   Lookup
+}
+
+// Lookup is the search for the program to run. Every candidate path has a
+// step which succeeds if an executable file is there; the execve steps, one
+// a candidate and in the same order, are the Plan's last.
+type Lookup struct {
+	Name       string // process.args[0]
+	Candidates []string
+	Steps      []int
+}
