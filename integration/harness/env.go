@@ -1,0 +1,140 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/pkg/oci"
+)
+
+// Runtime is the runtime under test: RSYS_RUNTIME, or ours.
+func Runtime() string {
+	if rt := os.Getenv("RSYS_RUNTIME"); rt != "" {
+		return rt
+	}
+	return "io.containerd.rsys.v1"
+}
+
+// Patience is how long anything may take that should happen at once. It is a
+// bound for a machine under load, not a statement on speed.
+const Patience = 30 * time.Second
+
+// Env is what one test works with.
+type Env struct {
+	testing.TB
+	*Daemon
+	Ctx    context.Context
+	before Snapshot
+	logged int
+}
+
+// New begins a test: at its end, everything that was not there now is a leak,
+// and fails it.
+func New(t testing.TB, d *Daemon) *Env {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(d.Background(), 5*time.Minute)
+	e := &Env{TB: t, Daemon: d, Ctx: ctx, before: d.Snapshot(), logged: d.logged()}
+	t.Cleanup(func() {
+		cancel()
+		if t.Failed() {
+			t.Logf("what containerd and the shims logged:\n%s", d.LogFrom(e.logged, 4000))
+		}
+		if leaks := d.Leaks(e.before, 10*time.Second); len(leaks) > 0 {
+			t.Errorf("left behind:\n  %s", strings.Join(leaks, "\n  "))
+			d.clean(e.before)
+		}
+	})
+	return e
+}
+
+// clean removes what a failed test left, so that the next is not blamed.
+func (d *Daemon) clean(before Snapshot) {
+	for _, p := range Descendants() {
+		if p.Pid != d.Pid() {
+			thaw(p.Cgroup)
+			_ = killPid(p.Pid)
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(d.Background(), 10*time.Second)
+	defer cancel()
+	containers, _ := d.Client.Containers(ctx)
+	for _, c := range containers {
+		if task, err := c.Task(ctx, nil); err == nil {
+			_, _ = task.Delete(ctx, client.WithProcessKill)
+		}
+		_ = c.Delete(ctx, client.WithSnapshotCleanup)
+	}
+	for _, thing := range d.Snapshot().More(before) {
+		if f := strings.Fields(thing); f[0] == "mount" && len(f) > 5 {
+			_ = unmount(f[5])
+		}
+	}
+	for _, thing := range d.Snapshot().More(before) {
+		switch f := strings.Fields(thing); f[0] {
+		case "cgroup":
+			_ = os.Remove(f[1])
+		case "socket", "fifo", "file", "directory", "link":
+			_ = os.RemoveAll(f[1])
+		}
+	}
+}
+
+// Must ends the test on an error.
+func (e *Env) Must(err error, what string, args ...any) {
+	e.Helper()
+	if err != nil {
+		e.Fatalf("%s: %v", fmt.Sprintf(what, args...), err)
+	}
+}
+
+// Eventually waits until what is so.
+func (e *Env) Eventually(what string, so func() bool) {
+	e.Helper()
+	for deadline := time.Now().Add(Patience); !so(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			e.Fatalf("still not so after %v: %s", Patience, what)
+		}
+	}
+}
+
+// Container adds a container to containerd: the image, containerd's default
+// spec with its default seccomp profile, the args, and what opts change.
+// It is removed at the end of the test, with its task if that is still there.
+func (e *Env) Container(args []string, opts ...oci.SpecOpts) *Container {
+	e.Helper()
+	c, err := e.TryContainer(fmt.Sprintf("c%d-%d", os.Getpid()%1000, e.serial()), args, opts...)
+	e.Must(err, "new container")
+	return c
+}
+
+var serial atomic.Int64
+
+func (e *Env) serial() int64 { return serial.Add(1) }
+
+// TryContainer is Container with an id, and with an error.
+func (e *Env) TryContainer(id string, args []string, opts ...oci.SpecOpts) (*Container, error) {
+	img, err := e.Client.GetImage(e.Ctx, ImageName)
+	if err != nil {
+		return nil, err
+	}
+	all := append([]oci.SpecOpts{oci.WithImageConfigArgs(img, args), seccomp.WithDefaultProfile()}, opts...)
+	// The profile is made to fit the capabilities, which opts may change.
+	all = append(all, refitSeccomp)
+	record, err := e.Client.NewContainer(e.Ctx, id,
+		client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(id, img),
+		client.WithRuntime(Runtime(), nil), client.WithNewSpec(all...))
+	if err != nil {
+		return nil, err
+	}
+	c := &Container{Env: e, Container: record}
+	e.Cleanup(c.remove)
+	return c, nil
+}

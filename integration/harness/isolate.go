@@ -1,0 +1,132 @@
+// Package harness runs a private containerd and looks after what is left
+// behind. The tests and the benchmark stand on it.
+//
+// A process that called [Isolate] has a mount namespace of its own with an
+// empty /run, and adopts every orphan of its descendants. So what the daemon,
+// its shims and their containers leave behind can be told from what the rest of
+// the machine does, exactly and not by guessing from names: each process of
+// theirs descends from us, each mount is in our table, each socket in our /run.
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const isolated = "RSYS_ISOLATED"
+
+// Isolate continues the program in a mount namespace of its own: it runs the
+// program again there, and exits as that did. In the second run it returns.
+func Isolate() {
+	if os.Getenv(isolated) != "" {
+		if err := settle(); err != nil {
+			fmt.Fprintln(os.Stderr, "harness:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "harness: containerd needs root; run this as root")
+		os.Exit(1)
+	}
+	os.Exit(runIsolated())
+}
+
+func runIsolated() int {
+	// The death signal is sent when the thread goes that started the child.
+	runtime.LockOSThread()
+	if err := adopt(); err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		return 1
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), isolated+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "harness: isolate:", err)
+		return 1
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err := cmd.Wait()
+	// Whatever the way it ended, nothing of it may go on running.
+	KillDescendants()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if code := exit.ExitCode(); code > 0 {
+			return code
+		}
+		return 1
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		return 1
+	}
+	return 0
+}
+
+// settle furnishes the new mount namespace.
+func settle() error {
+	// As on a host with systemd: a shim that lets a container's mounts
+	// propagate shows in our table.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("make / shared: %w", err)
+	}
+	// containerd's place for shims' sockets is fixed, /run/containerd/s.
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return fmt.Errorf("private /run: %w", err)
+	}
+	return adopt()
+}
+
+func adopt() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become subreaper: %w", err)
+	}
+	return nil
+}
+
+// KillDescendants kills and reaps every descendant of this process.
+func KillDescendants() {
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		procs := Descendants()
+		if len(procs) == 0 {
+			return
+		}
+		for _, p := range procs {
+			thaw(p.Cgroup)
+			_ = unix.Kill(p.Pid, unix.SIGKILL)
+			if p.Parent == os.Getpid() {
+				_, _ = unix.Wait4(p.Pid, nil, unix.WNOHANG, nil)
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// thaw resumes a frozen cgroup, whose processes can't die otherwise.
+func thaw(cgroups string) {
+	for line := range strings.Lines(cgroups) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) == 3 && f[1] == "freezer" && f[2] != "/" {
+			_ = os.WriteFile("/sys/fs/cgroup/freezer"+f[2]+"/freezer.state", []byte("THAWED"), 0)
+		}
+	}
+}

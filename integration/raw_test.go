@@ -1,0 +1,35 @@
+package integration
+
+import (
+	"context"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/rsys-io/rsys/integration/harness"
+)
+
+// deleteRaw asks containerd's service itself, without what the client checks
+// before.
+func deleteRaw(e *harness.Env, id string) error {
+	_, err := e.Client.TaskService().Delete(e.Ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	return errgrpc.ToNative(err)
+}
+
+// withTerminal is oci.WithTTY without its TERM.
+func withTerminal(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Process.Terminal = true
+	return nil
+}
+
+// change is a change of the spec that needs no client.
+func change(f func(*oci.Spec)) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		f(s)
+		return nil
+	}
+}
+
+func nullIO(id string) (cio.IO, error) { return cio.NullIO(id) }
