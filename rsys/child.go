@@ -1,0 +1,306 @@
+package rsys
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Child is a process that is a child of ours, from its birth as a task to
+// the day it is reaped.
+//
+//	          execve                     exit
+//	serving ----------> exec'd ------------------------> reaped
+//	   |                                                    ^
+//	   +----------------------------------------------------+
+//	                 exit, a signal: it died
+//
+// The futex monitor reports that it has left the memory that it shared with
+// us, the child monitor that its pidfd is readable, in either order as far
+// as we can see. Which of exec and death it was, the kernel says: a process
+// that has not exec'd since its fork bears PF_FORKNOEXEC, even as a zombie,
+// and one that is dying PF_EXITING.
+type Child struct {
+	pid   int
+	pidfd *os.File
+	conn  *conn
+	nest  *Block // what it needs while it serves
+
+	mu     sync.Mutex
+	execed bool
+	died   bool // without exec
+	cause  error
+	watch  *watch
+
+	left   chan struct{} // closed when it has exec'd or died
+	exited chan struct{} // closed when it is reaped; status and at are then set
+	status ExitStatus
+	at     time.Time
+	usage  unix.Rusage
+}
+
+// An ExitStatus is how a process ended, as waitid(2) has it.
+type ExitStatus struct {
+	Code   int32 // CLD_EXITED, CLD_KILLED or CLD_DUMPED
+	Status int32 // the exit status, or the signal
+}
+
+// Values of ExitStatus.Code.
+const (
+	cldExited = 1
+	cldKilled = 2
+	cldDumped = 3
+)
+
+// Exited reports whether the process called exit, and with what.
+func (s ExitStatus) Exited() (status int, ok bool) { return int(s.Status), s.Code == cldExited }
+
+// Signaled reports whether a signal killed the process, and which.
+func (s ExitStatus) Signaled() (sig unix.Signal, ok bool) {
+	return unix.Signal(s.Status), s.Code == cldKilled || s.Code == cldDumped
+}
+
+func (s ExitStatus) String() string {
+	if sig, ok := s.Signaled(); ok {
+		return "killed by " + unix.SignalName(sig)
+	}
+	return fmt.Sprintf("exited with status %d", s.Status)
+}
+
+// children counts those that are not reaped, for tests.
+var children atomic.Int64
+
+func newChild(pid int, conn *conn) (*Child, error) {
+	// As the parent, we alone can reap pid: it is this process or its zombie.
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	c := &Child{
+		pid: pid, conn: conn, pidfd: os.NewFile(uintptr(fd), "pidfd"),
+		left: make(chan struct{}), exited: make(chan struct{}),
+	}
+	children.Add(1)
+	go c.monitor()
+	return c, nil
+}
+
+// Pid is its process ID in our PID namespace.
+func (c *Child) Pid() int { return c.pid }
+
+// Pidfd is its pidfd, which stays the Child's.
+func (c *Child) Pidfd() *os.File { return c.pidfd }
+
+// Left is closed when the process has exec'd or died; Execed tells which.
+func (c *Child) Left() <-chan struct{} { return c.left }
+
+// Execed reports whether the process has exec'd.
+func (c *Child) Execed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.execed
+}
+
+// Exited is closed when the process has ended and is reaped.
+func (c *Child) Exited() <-chan struct{} { return c.exited }
+
+// Wait waits until the process is reaped.
+func (c *Child) Wait(ctx context.Context) (ExitStatus, error) {
+	select {
+	case <-c.exited:
+		return c.status, nil
+	case <-ctx.Done():
+		return ExitStatus{}, context.Cause(ctx)
+	}
+}
+
+// Status is how the process ended and when we saw it. It may be called when Exited is closed.
+func (c *Child) Status() (ExitStatus, time.Time) { return c.status, c.at }
+
+// Usage is what the process and those that it reaped used. It may be called when Exited is closed.
+func (c *Child) Usage() unix.Rusage { return c.usage }
+
+// Signal sends the process a signal: os.ErrProcessDone if it is reaped.
+func (c *Child) Signal(sig unix.Signal) error {
+	err := os.ErrProcessDone
+	if raw, rawErr := c.pidfd.SyscallConn(); rawErr == nil {
+		raw.Control(func(fd uintptr) {
+			err = os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), sig, nil, 0))
+		})
+	}
+	return err
+}
+
+// kill kills a process that serves us; the first cause is the error of what it is at.
+func (c *Child) kill(cause error) {
+	c.mu.Lock()
+	if c.cause == nil && !c.execed && !c.died {
+		c.cause = cause
+	}
+	c.mu.Unlock()
+	c.Signal(unix.SIGKILL)
+	// It may be in a call that no signal ends. Who waits is not to.
+	c.conn.shutdown()
+}
+
+// monitor is the child monitor: it waits for the pidfd, in Go's poller, and
+// reaps this process and no other.
+func (c *Child) monitor() {
+	var info siginfo
+	raw, err := c.pidfd.SyscallConn()
+	if err != nil {
+		panic(err) // of a file that nobody else closes
+	}
+	waitid := func(options int) (err error) {
+		raw.Control(func(fd uintptr) { err = info.waitid(int(fd), options, &c.usage) })
+		return err
+	}
+	for {
+		err := raw.Read(func(uintptr) bool {
+			return waitid(unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.pid != 0
+		})
+		if err != nil || info.pid != 0 {
+			break
+		}
+	}
+	c.at = time.Now()
+	c.leave(true)
+	waitid(unix.WEXITED)
+	c.status = ExitStatus{info.code, info.status}
+	c.pidfd.Close()
+	children.Add(-1)
+	close(c.exited)
+}
+
+// leave takes note that the process has left our memory. It is called by the
+// futex monitor, and when it has ended but is not reaped.
+func (c *Child) leave(ended bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.execed || c.died {
+		return
+	}
+	flags, err := processFlags(c.pid)
+	switch {
+	case ended:
+		c.died = err != nil || flags&pfForkNoExec != 0
+		c.execed = !c.died
+	case err == nil && flags&pfExiting != 0:
+		return // the child monitor will see it
+	default:
+		// It left its memory and lives: execve is past the point of no return.
+		c.execed = true
+	}
+	c.conn.shutdown()
+	if c.watch != nil {
+		c.watch.cancel()
+	}
+	if c.nest != nil {
+		c.nest.Free()
+		c.nest = nil
+	}
+	close(c.left)
+}
+
+// watchFutex has the futex monitor watch the process's futex.
+func (c *Child) watchFutex(word *atomic.Uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.died {
+		c.watch = c.nest.arena.monitor.watch(word, word.Load(), func() { c.leave(false) })
+	}
+}
+
+// killed reports whether we have killed a process that is not known to be gone yet.
+func (c *Child) killed() bool {
+	select {
+	case <-c.left:
+		return false
+	default:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.cause != nil
+	}
+}
+
+// diedError is why a channel ended: it waits until that is known.
+func (c *Child) diedError() error {
+	c.mu.Lock()
+	cause := c.cause
+	c.mu.Unlock()
+	if cause == nil {
+		<-c.left
+		if c.Execed() {
+			return ErrGone
+		}
+		<-c.exited
+	}
+	c.mu.Lock()
+	cause = c.cause
+	c.mu.Unlock()
+	select {
+	case <-c.exited:
+		return &DiedError{Index: -1, Exit: c.status, Cause: cause}
+	default:
+		return &DiedError{Index: -1, Cause: cause}
+	}
+}
+
+// Bits of the kernel's task_struct.flags (include/linux/sched.h), which
+// /proc/pid/stat gives as its ninth field.
+const (
+	pfExiting    = 0x4
+	pfForkNoExec = 0x40
+)
+
+// processFlags reads a process's flags: of a zombie too.
+func processFlags(pid int) (uint64, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var buf [1024]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return 0, err
+	}
+	return statFlags(buf[:n])
+}
+
+func statFlags(stat []byte) (uint64, error) {
+	// The second field is the name in parentheses, which may hold anything.
+	_, rest, ok := bytes.Cut(stat[max(bytes.LastIndexByte(stat, ')'), 0):], []byte(") "))
+	fields := bytes.Fields(rest)
+	if !ok || len(fields) < 7 {
+		return 0, fmt.Errorf("stat: too few fields")
+	}
+	return strconv.ParseUint(string(fields[6]), 10, 64)
+}
+
+// siginfo is the part of siginfo_t that waitid fills.
+type siginfo struct {
+	signo, errno, code, _ int32
+	pid                   int32
+	uid                   uint32
+	status                int32
+	_                     [100]byte
+}
+
+func (s *siginfo) waitid(pidfd, options int, usage *unix.Rusage) error {
+	*s = siginfo{}
+	for {
+		err := unix.Waitid(unix.P_PIDFD, pidfd, (*unix.Siginfo)(unsafe.Pointer(s)), options, usage)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}

@@ -1,0 +1,4 @@
+package rsys
+
+// Children is the number of processes that are not reaped.
+func Children() int { return int(children.Load()) }

@@ -1,0 +1,11 @@
+package rsys
+
+import "testing"
+
+func TestServerCodeIsSmall(t *testing.T) {
+	code := ServerCode()
+	if n := len(code); n < 200 || n > 1024 {
+		t.Errorf("the server has %d bytes", n)
+	}
+	t.Logf("%d bytes", len(code))
+}
