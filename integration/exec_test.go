@@ -41,9 +41,9 @@ func TestAFailedExecSaysWhy(t *testing.T) {
 	e := start(t)
 	c := e.Container(harness.Sleep()).Run()
 	for _, test := range []struct {
-		name   string
-		args   []string
-		want   string
+		name string
+		args []string
+		want string
 	}{
 		{"not in PATH", []string{"nosuch"}, `exec: "nosuch": executable file not found in $PATH`},
 		{"not there", []string{"/no/such"}, "no such file or directory"},
@@ -219,7 +219,7 @@ func TestATerminalIsOneAndIsResized(t *testing.T) {
 
 func TestATerminalEchoesAndPassesControlCharacters(t *testing.T) {
 	e := start(t)
-	c := e.Container([]string{"cat"}, withTerminal)
+	c := e.Container(harness.Sh("trap 'exit 9' INT", "cat"), withTerminal)
 	r, w := io.Pipe()
 	c.IO.In, c.IO.Terminal = r, true
 	c.Run()
@@ -228,8 +228,8 @@ func TestATerminalEchoesAndPassesControlCharacters(t *testing.T) {
 	e.Eventually("the line is echoed and answered", func() bool { return c.IO.Stdout.String() == "typed\r\ntyped\r\n" })
 	_, err = io.WriteString(w, "\x03")
 	e.Must(err, "type ^C")
-	if got := c.Wait(); got.Code != 130 {
-		t.Errorf("exit code %d after ^C, want 130", got.Code)
+	if got := c.Wait(); got.Code != 9 {
+		t.Errorf("exit code %d after ^C, want the 9 of its handler", got.Code)
 	}
 	w.Close()
 	c.Delete()
@@ -238,14 +238,26 @@ func TestATerminalEchoesAndPassesControlCharacters(t *testing.T) {
 func TestAnExecHasTheUserDirectoryAndEnvironmentOfItsSpec(t *testing.T) {
 	e := start(t)
 	c := e.Container(harness.Sleep()).Run()
-	x := c.Exec(nil, c.Process(harness.Sh("id -u; id -g; id -G; pwd; echo $COLOUR; umask; grep NoNewPrivs /proc/self/status"), func(p *specs.Process) {
-		umask := uint32(0o027)
-		p.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{50, 77}, Umask: &umask}
+	x := c.Exec(nil, c.Process(harness.Sh("id -u; id -g; id -G; pwd; echo $COLOUR; grep NoNewPrivs /proc/self/status"), func(p *specs.Process) {
+		p.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{50, 77}}
 		p.Cwd, p.Env = "/tmp", append(p.Env, "COLOUR=green")
 		p.NoNewPrivileges = true
 	})).StartExec()
-	const want = "1000\n1000\n1000 50 77\n/tmp\ngreen\n0027\nNoNewPrivs:\t1\n"
+	const want = "1000\n1000\n1000 50 77\n/tmp\ngreen\nNoNewPrivs:\t1\n"
 	if got := x.WaitExec(); got.Stdout != want {
 		t.Errorf("got %+v, want %q", got, want)
+	}
+}
+
+func TestAnExecHasTheUmaskOfItsSpec(t *testing.T) {
+	if peer() {
+		t.Skip("runc exec does not heed process.user.umask")
+	}
+	e := start(t)
+	c := e.Container(harness.Sleep()).Run()
+	umask := uint32(0o027)
+	x := c.Exec(nil, c.Process([]string{"sh", "-c", "umask"}, func(p *specs.Process) { p.User.Umask = &umask })).StartExec()
+	if got := x.WaitExec(); got.Stdout != "0027\n" {
+		t.Errorf("got %+v, want 0027", got)
 	}
 }

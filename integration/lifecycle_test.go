@@ -29,7 +29,7 @@ func TestAContainerRunsAndItsOutputAndExitCodeAreSeen(t *testing.T) {
 		{"exit code 42", harness.Sh("exit 42"), harness.Exit{Code: 42}},
 		{"exit code 255", harness.Sh("exit 255"), harness.Exit{Code: 255}},
 		{"an absolute path", []string{"/bin/busybox", "echo", "abs"}, harness.Exit{Stdout: "abs\n"}},
-		{"killed by itself", harness.Sh("sh -c 'kill -9 $$'; echo $?"), harness.Exit{Stdout: "137\n"}},
+		{"killed by itself", harness.Sh("exec 2>/dev/null", "sh -c 'kill -9 $$'", "echo $?"), harness.Exit{Stdout: "137\n"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := start(t).Container(test.args).Finish(); got != test.want {
@@ -199,14 +199,19 @@ func lifecycle(e *harness.Env, c *harness.Container, out string, code uint32) er
 func TestALoggerOfAFileGetsTheOutput(t *testing.T) {
 	e := start(t)
 	path := e.TempDir() + "/log"
-	c := e.Container(harness.Sh("echo to stdout", "echo to stderr >&2"))
+	script, want := []string{"echo one", "echo two"}, "one\ntwo\n"
+	if !peer() {
+		// runc's shim copies the two streams, in no order, and may lose an end.
+		script, want = append(script, "echo three >&2", "echo four"), want+"three\nfour\n"
+	}
+	c := e.Container(harness.Sh(script...))
 	c.IO.Creator = cio.LogFile(path)
 	if got := c.Finish(); got.Code != 0 {
 		t.Fatalf("got %+v", got)
 	}
 	data, err := os.ReadFile(path)
 	e.Must(err, "read the log")
-	if got := string(data); got != "to stdout\nto stderr\n" {
+	if got := string(data); got != want {
 		t.Errorf("the log has %q", got)
 	}
 }

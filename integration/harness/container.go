@@ -232,6 +232,12 @@ func (c *Container) Exec(x *Exec, p *specs.Process) *Exec {
 	process, err := c.Task.Exec(c.Ctx, fmt.Sprintf("x%d", c.serial()), p, x.IO.creator(c.Daemon))
 	c.Must(err, "exec %q in %s", p.Args, c.Container.ID())
 	x.Process = process
+	c.Cleanup(func() {
+		if io := process.IO(); io != nil {
+			io.Cancel()
+			io.Close()
+		}
+	})
 	x.exit, err = process.Wait(c.Ctx)
 	c.Must(err, "wait for %q in %s", p.Args, c.Container.ID())
 	return x
