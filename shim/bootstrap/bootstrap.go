@@ -1,0 +1,133 @@
+// Package bootstrap is the shim's start verb: it finds or starts the server of a
+// container's group and tells containerd where that listens.
+//
+// It is apart from package shim, and imports nothing above package syscall, because
+// containerd waits for a whole process start here, and most of that time would
+// be the package initialisers of what only the server needs (protobuf
+// registration above all). Package first runs it before those. What the standard library
+// would have offered (flags, JSON, protobuf, SHA-256) is written out here, as
+// little of each as the verb needs, and tested against the real thing.
+package bootstrap
+
+import (
+	"strconv"
+	"syscall"
+)
+
+// DefaultSocketDir is where containerd's own shims have their sockets. It is short, since a
+// socket's path may have 107 bytes and its name has 64.
+const DefaultSocketDir = "/run/containerd/s"
+
+// groupAnnotations choose the shim of a container, the first that is there; the names are
+// those which containerd's runc shim heeds.
+var groupAnnotations = [...]string{
+	"io.containerd.runc.v2.group",
+	"io.kubernetes.cri.sandbox-id",
+}
+
+// maxConfig is more than any config.json; Create refuses one that is longer.
+const maxConfig = 16 << 20
+
+// Start runs the start verb: args are the command line without the program, env the
+// environment, input what containerd wrote to standard input. The answer is for standard output.
+func Start(args, env []string, input []byte) (answer []byte, err error) {
+	flags, err := ParseFlags(args)
+	if err != nil {
+		return nil, err
+	}
+	if flags.Namespace == "" {
+		return nil, failure("shim namespace cannot be empty")
+	}
+	if flags.ID == "" {
+		return nil, failure("shim id cannot be empty")
+	}
+	req, err := parseRequest(flags, env, input)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := syscall.Getwd()
+	if err != nil {
+		return nil, wrap("get the bundle's path", err)
+	}
+	path := flags.Socket
+	if path == "" {
+		path = SocketPath(req.socketDir, flags.Address, flags.Namespace, bundleGroup(bundle, flags.ID))
+	}
+	if len(path) > maxSocketPath {
+		return nil, failure("socket path " + path + " is longer than " + strconv.Itoa(maxSocketPath) + " bytes")
+	}
+	fd, err := listen(path)
+	if err != nil {
+		return nil, err
+	}
+	address := "unix://" + path
+	if fd >= 0 {
+		pid, err := startServer(bundle, flags, req, env, fd)
+		syscall.Close(fd)
+		if err != nil {
+			syscall.Unlink(path)
+			return nil, err
+		}
+		if err := writeFile(bundle+"/shim.pid", strconv.Itoa(pid)); err != nil {
+			syscall.Kill(pid, syscall.SIGKILL)
+			syscall.Unlink(path)
+			return nil, err
+		}
+	}
+	// containerd 1.7 finds the shim by this file after a restart, and the delete verb the socket.
+	if err := writeFile(bundle+"/address", address); err != nil {
+		return nil, err
+	}
+	return req.answer(address), nil
+}
+
+// bundleGroup is the name that the containers of one shim have in common. A config.json that can't be
+// read is no error here: Create will meet it too, and can say of which kind the error is.
+func bundleGroup(bundle, id string) string {
+	data, err := readFile(bundle+"/config.json", maxConfig)
+	if err != nil {
+		return id
+	}
+	var found [len(groupAnnotations)]string
+	var has [len(groupAnnotations)]bool
+	err = eachAnnotation(data, func(key, value string) {
+		for i, name := range groupAnnotations {
+			if key == name {
+				found[i], has[i] = value, true
+			}
+		}
+	})
+	if err != nil {
+		return id
+	}
+	for i := range found {
+		if has[i] {
+			return found[i]
+		}
+	}
+	return id
+}
+
+// SocketPath is where the shim of a group listens: as containerd's own shims have it, a
+// hash of what tells groups apart, containerd's address among it.
+func SocketPath(dir, containerd, namespace, group string) string {
+	if dir == "" {
+		dir = DefaultSocketDir
+	}
+	return dir + "/" + hexSum(joinPath(containerd, namespace, group))
+}
+
+// A failure is an error that needs no package errors or fmt.
+type failure string
+
+func (f failure) Error() string { return string(f) }
+
+type stepError struct {
+	step string
+	err  error
+}
+
+func wrap(step string, err error) error { return &stepError{step, err} }
+
+func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
+func (e *stepError) Unwrap() error { return e.err }

@@ -1,0 +1,281 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/rsys-io/rsys/container"
+)
+
+type state int
+
+const (
+	created state = iota
+	running
+	stopped
+	deleted
+)
+
+func (s state) String() string { return [...]string{"created", "running", "stopped", "deleted"}[s] }
+
+const (
+	// A reader that takes its time with a terminal's output delays the exit event by so much, and
+	// the delete by so much more; then what is left is dropped.
+	drainAtExit   = 2 * time.Second
+	drainAtDelete = 10 * time.Second
+)
+
+// A process is a task, or a process exec'd in one.
+type process struct {
+	c      *containerTask
+	execID string // empty: the task itself
+	spec   *specs.Process
+	stdio  stdioPaths
+
+	// op is held by what changes the process for as long as that takes, events included, so that
+	// an exit is never told before the start.
+	op sync.Mutex
+
+	mu    sync.Mutex
+	state state
+	p     taskProcess // nil before an exec's start
+	pid   int
+	io    *processIO
+	size  *unix.Winsize // asked for before there was a terminal
+	exit  container.Exit
+	done  chan struct{}
+}
+
+func (p *process) id() string {
+	if p.execID == "" {
+		return p.c.id
+	}
+	return p.execID
+}
+
+// snapshot is what State and others answer with.
+func (p *process) snapshot() (state, int, container.Exit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, p.pid, p.exit
+}
+
+func (p *process) status() task.Status {
+	s, _, _ := p.snapshot()
+	if s != stopped && s != deleted {
+		if st := p.c.pauseStatus(); st != task.Status_UNKNOWN && (s == running || p.execID != "") {
+			return st
+		}
+	}
+	switch s {
+	case created:
+		return task.Status_CREATED
+	case running:
+		return task.Status_RUNNING
+	}
+	return task.Status_STOPPED
+}
+
+// start runs the process's program.
+func (p *process) start(ctx context.Context) (pid int, err error) {
+	p.op.Lock()
+	defer p.op.Unlock()
+	if s, _, _ := p.snapshot(); s != created {
+		return 0, precondition("cannot start a %s process", s)
+	}
+	if p.execID != "" {
+		return p.startExec(ctx)
+	}
+	if p.c.pauseStatus() != task.Status_UNKNOWN {
+		return 0, precondition("cannot start a paused process")
+	}
+	if err := p.p.Start(ctx); err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	p.state = running
+	pid = p.pid
+	p.mu.Unlock()
+	p.c.s.events.send(topicStart, &eventsapi.TaskStart{ContainerID: p.c.id, Pid: uint32(pid)})
+	return pid, nil
+}
+
+func (p *process) startExec(ctx context.Context) (pid int, err error) {
+	if err := p.c.execStarts(); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Waiters were promised an exit; one that is not success.
+		p.setExit(container.Exit{Status: unknownExit, At: time.Now()})
+		close(p.done)
+		p.c.execs.Done()
+	}()
+	pio, err := openIO(ctx, p.stdio, p.c.ioOptions())
+	if err != nil {
+		return 0, fmt.Errorf("open the standard streams: %w", err)
+	}
+	tp, err := p.c.t.exec(ctx, p.spec, pio.stdio)
+	if err != nil {
+		pio.close()
+		return 0, err
+	}
+	err = tp.Start(ctx)
+	pio.handedOver()
+	if err == nil && p.stdio.Terminal {
+		err = pio.attach(tp.Terminal())
+	}
+	if err != nil {
+		tp.Close()
+		pio.close()
+		return 0, err
+	}
+	p.mu.Lock()
+	p.p, p.io, p.state = tp, pio, running
+	p.pid = tp.Pid()
+	pid = p.pid
+	p.applySize()
+	p.mu.Unlock()
+	p.c.s.events.send(topicExecStarted, &eventsapi.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: uint32(pid)})
+	go func() {
+		<-tp.Exited()
+		p.finish(tp.Exit())
+		p.c.execs.Done()
+	}()
+	return pid, nil
+}
+
+// unknownExit is containerd's exit status for a process of which it knows none.
+const unknownExit = 255
+
+// finish makes a process's end known, after what it has written.
+func (p *process) finish(exit container.Exit) {
+	p.op.Lock()
+	defer p.op.Unlock()
+	p.io.exited()
+	if !p.io.drain(drainAtExit) {
+		log.L.Warnf("%s: output not yet read", p.id())
+	}
+	pid := p.setExit(exit)
+	p.c.s.events.send(topicExit, &eventsapi.TaskExit{
+		ContainerID: p.c.id,
+		ID:          p.id(),
+		Pid:         uint32(pid),
+		ExitStatus:  exit.Status,
+		ExitedAt:    timestamppb.New(exit.At),
+	})
+	close(p.done)
+}
+
+func (p *process) setExit(exit container.Exit) (pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state, p.exit = stopped, exit
+	return p.pid
+}
+
+func (p *process) wait(ctx context.Context) (container.Exit, error) {
+	select {
+	case <-p.done:
+		_, _, exit := p.snapshot()
+		return exit, nil
+	case <-ctx.Done():
+		return container.Exit{}, ctx.Err()
+	}
+}
+
+func (p *process) kill(sig unix.Signal) error {
+	p.mu.Lock()
+	s, tp := p.state, p.p
+	p.mu.Unlock()
+	switch {
+	case s == deleted:
+		return notFound("cannot kill a deleted process")
+	case s == stopped:
+		return notFound("process already finished")
+	case tp == nil:
+		return precondition("process not created")
+	}
+	if err := tp.Signal(sig); err != nil {
+		return fmt.Errorf("kill %s: %w", p.id(), err)
+	}
+	return nil
+}
+
+// deleteExec frees what an exec'd process holds.
+func (p *process) deleteExec() error {
+	p.op.Lock()
+	defer p.op.Unlock()
+	p.mu.Lock()
+	s, tp, pio := p.state, p.p, p.io
+	p.mu.Unlock()
+	switch s {
+	case running:
+		return precondition("cannot delete a running process")
+	case deleted:
+		return notFound("cannot delete a deleted process")
+	}
+	pio.drain(drainAtDelete)
+	pio.close()
+	if tp != nil {
+		if err := tp.Close(); err != nil {
+			log.L.WithError(err).Warnf("close process %s", p.execID)
+		}
+	}
+	p.mu.Lock()
+	p.state = deleted
+	p.mu.Unlock()
+	return nil
+}
+
+func (p *process) resize(width, height uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == stopped || p.state == deleted {
+		if p.execID == "" {
+			return nil // as runc's shim: the init of a container that has just ended is resized by every client
+		}
+		return precondition("cannot resize a %s process", p.state)
+	}
+	p.size = &unix.Winsize{Col: uint16(width), Row: uint16(height)}
+	return p.applySize()
+}
+
+func (p *process) applySize() error {
+	if p.size == nil || p.p == nil || !p.stdio.Terminal {
+		return nil
+	}
+	term := p.p.Terminal()
+	if term == nil {
+		return nil
+	}
+	return setWinsize(term, p.size)
+}
+
+func setWinsize(term *os.File, ws *unix.Winsize) error {
+	// Not Fd(), which would make the terminal blocking.
+	conn, err := term.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	if err := conn.Control(func(fd uintptr) { ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, ws) }); err != nil {
+		return err
+	}
+	if ierr != nil {
+		return fmt.Errorf("TIOCSWINSZ: %w", ierr)
+	}
+	return nil
+}

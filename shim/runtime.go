@@ -1,0 +1,65 @@
+package shim
+
+import (
+	"context"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/container"
+)
+
+// What the task service needs of package container. The methods are documented there.
+type (
+	containerRuntime interface {
+		create(context.Context, container.Config) (taskContainer, error)
+		Close() error
+	}
+	taskContainer interface {
+		init() taskProcess
+		exec(context.Context, *specs.Process, container.Stdio) (taskProcess, error)
+		KillAll(unix.Signal) error
+		Pids() ([]int, error)
+		Pause(context.Context) error
+		Resume(context.Context) error
+		Update(*specs.LinuxResources) error
+		Stats() (any, error)
+		OOM(context.Context) (<-chan struct{}, error)
+		SharesPID() bool
+		Delete(context.Context) error
+	}
+	taskProcess interface {
+		Pid() int
+		Start(context.Context) error
+		Terminal() *os.File
+		Signal(unix.Signal) error
+		Exited() <-chan struct{}
+		Exit() container.Exit
+		Close() error
+	}
+)
+
+// realRuntime and realContainer only turn package container's types into the interfaces.
+type (
+	realRuntime   struct{ *container.Runtime }
+	realContainer struct{ *container.Container }
+)
+
+func (r realRuntime) create(ctx context.Context, cfg container.Config) (taskContainer, error) {
+	c, err := r.Create(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return realContainer{c}, nil
+}
+
+func (c realContainer) init() taskProcess { return c.Init }
+
+func (c realContainer) exec(ctx context.Context, spec *specs.Process, stdio container.Stdio) (taskProcess, error) {
+	p, err := c.Exec(ctx, spec, stdio)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}

@@ -1,0 +1,186 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rsys-io/rsys/container"
+	"github.com/rsys-io/rsys/shim/bootstrap"
+)
+
+const (
+	// listenFD is where the start verb puts the socket.
+	listenFD = 3
+	// flushLimit bounds how long a shim that was told to go tries to get rid of its events.
+	flushLimit = 5 * time.Second
+	// settleTime is how long after the last change the heap is given back to the kernel.
+	settleTime = 2 * time.Second
+)
+
+// serve is the server: it runs until containerd asks it to shut down.
+func serve(flags *bootstrap.Flags) error {
+	openLog(flags.Debug)
+	listener, err := inheritedListener(flags.Socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+
+	done := make(chan struct{})
+	events := newPublisher(os.Getenv("TTRPC_ADDRESS"), flags.Namespace)
+	rt := container.New()
+	svc := newService(flags.Namespace, realRuntime{rt}, events, sync.OnceFunc(func() {
+		// First of all, so that no start verb finds a socket that is about to go.
+		removeSocket(listener)
+		close(done)
+	}), newSettler().touch)
+	server, err := newServer(svc)
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), listener) }()
+	go handleSignals(svc)
+
+	select {
+	case <-done:
+	case err := <-served:
+		removeSocket(listener)
+		return fmt.Errorf("serve ttrpc: %w", err)
+	}
+	events.close(flushLimit)
+	// The answer to the shutdown request is on its way; the connection is idle when it has gone.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	server.Shutdown(ctx)
+	if err := rt.Close(); err != nil {
+		log.L.WithError(err).Warn("close the runtime")
+	}
+	return nil
+}
+
+// newServer makes a ttrpc server with both versions of the task service.
+func newServer(svc *service) (*ttrpc.Server, error) {
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	if err != nil {
+		return nil, err
+	}
+	methods := map[string]ttrpc.Method{
+		"State": method(svc.State), "Create": method(svc.Create), "Start": method(svc.Start),
+		"Delete": method(svc.Delete), "Pids": method(svc.Pids), "Pause": method(svc.Pause),
+		"Resume": method(svc.Resume), "Checkpoint": method(svc.Checkpoint), "Kill": method(svc.Kill),
+		"Exec": method(svc.Exec), "ResizePty": method(svc.ResizePty), "CloseIO": method(svc.CloseIO),
+		"Update": method(svc.Update), "Wait": method(svc.Wait), "Stats": method(svc.Stats),
+		"Connect": method(svc.Connect), "Shutdown": method(svc.Shutdown),
+	}
+	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
+		server.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
+	}
+	return server, nil
+}
+
+var _ taskapi.TTRPCTaskService = (*service)(nil)
+
+// method makes a ttrpc method of a service's.
+func method[Req any, PReq interface {
+	*Req
+	proto.Message
+}, Resp proto.Message](call func(context.Context, PReq) (Resp, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		req := PReq(new(Req))
+		if err := unmarshal(req); err != nil {
+			return nil, err
+		}
+		resp, err := call(ctx, req)
+		if err != nil {
+			return nil, wireError(err)
+		}
+		return resp, nil
+	}
+}
+
+// inheritedListener takes over the start verb's socket. Called by hand, with -socket, the shim makes its own.
+func inheritedListener(path string) (*net.UnixListener, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(listenFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		if path == "" {
+			return nil, errors.New("no socket: a shim is started by containerd, with the start verb")
+		}
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			return nil, err
+		}
+		return l, nil
+	}
+	f := os.NewFile(listenFD, "socket")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over the socket: %w", err)
+	}
+	ul, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("the inherited socket is a %T", l)
+	}
+	return ul, nil
+}
+
+func removeSocket(l *net.UnixListener) {
+	if path := l.Addr().String(); path != "" {
+		os.Remove(path)
+	}
+}
+
+// openLog sends the log, and what the Go runtime may have to say, to the fifo from which containerd copies
+// it to its own. Opened for both ways it needs no reader: a full pipe costs lines, no waiting.
+func openLog(debugging bool) {
+	log.SetFormat(log.TextFormat)
+	if debugging {
+		log.SetLevel("debug")
+	}
+	fd, err := unix.Open("log", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	unix.Dup3(fd, 2, 0)
+	unix.Close(fd)
+}
+
+// handleSignals keeps a shim, and so its containers, alive when it is told to end together with
+// containerd. One without containers goes. SIGPIPE is caught, not ignored, as an ignored
+// signal would be inherited by containers.
+func handleSignals(svc *service) {
+	ch := make(chan os.Signal, 8)
+	signal.Notify(ch, unix.SIGTERM, unix.SIGINT, unix.SIGPIPE)
+	for sig := range ch {
+		if sig != unix.SIGPIPE && svc.idle() {
+			svc.shutdown()
+		}
+	}
+}
+
+// A settler gives the garbage of a creation or deletion back to the kernel when it is over: what a
+// shim keeps while it idles is what a node pays a container.
+type settler struct{ timer *time.Timer }
+
+func newSettler() *settler {
+	t := time.AfterFunc(time.Hour, debug.FreeOSMemory)
+	t.Stop()
+	return &settler{t}
+}
+
+func (s *settler) touch() { s.timer.Reset(settleTime) }

@@ -1,0 +1,199 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// An inputFifo is the shim's hold on a process's stdin: a writer, so that the process sees no end of its input when
+// one client goes and another comes, until CloseIO.
+type inputFifo struct {
+	mu   sync.Mutex
+	hold int // -1: let go
+}
+
+// openInput opens a fifo for reading, in blocking mode unless the shim itself is to read it. Neither
+// open waits for the other side: the order is one in which each already has its peer.
+func openInput(path string, ours bool) (*inputFifo, *os.File, error) {
+	probe, err := openFD(path, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, nil, err
+	}
+	in := &inputFifo{hold: -1}
+	if isFifo(probe) {
+		if in.hold, err = openFD(path, unix.O_WRONLY|unix.O_NONBLOCK); err != nil {
+			unix.Close(probe)
+			return nil, nil, err
+		}
+	}
+	if err := unix.SetNonblock(probe, ours); err != nil {
+		unix.Close(probe)
+		in.close()
+		return nil, nil, fmt.Errorf("set the mode of %s: %w", path, err)
+	}
+	return in, os.NewFile(uintptr(probe), path), nil
+}
+
+func (in *inputFifo) close() {
+	if in == nil {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.hold >= 0 {
+		unix.Close(in.hold)
+		in.hold = -1
+	}
+}
+
+// An outputFifo is the shim's hold on a process's stdout or stderr: a reader that never reads, so
+// that a process whose reader is restarted waits for it instead of dying of SIGPIPE.
+type outputFifo struct {
+	path   string
+	hold   int // reader, -1 when let go
+	cancel chan struct{}
+	done   chan struct{}
+}
+
+// readerWait is how long a client may take to open its side. Clients of containerd do so
+// before they ask for a process, but in another thread, and a program that has ended before
+// its reader came would leave nothing to open for it.
+const readerWait = time.Second
+
+// openOutput opens a fifo for writing, in blocking mode unless the shim itself is to write. What
+// is no fifo is appended to.
+func openOutput(ctx context.Context, path string, ours bool) (*outputFifo, *os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, nil, fmt.Errorf("stat %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		fd, err := openFD(path, unix.O_WRONLY|unix.O_APPEND)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, os.NewFile(uintptr(fd), path), nil
+	}
+	w, err := openWithReader(ctx, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	hold, err := openFD(path, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err == nil && w < 0 {
+		// Nobody reads, but what is written is kept as long as this is held.
+		if w, err = openFD(path, unix.O_WRONLY|unix.O_NONBLOCK); err != nil {
+			unix.Close(hold)
+		}
+	}
+	if err == nil {
+		if err = unix.SetNonblock(w, ours); err != nil {
+			err = fmt.Errorf("set the mode of %s: %w", path, err)
+			unix.Close(hold)
+		}
+	}
+	if err != nil {
+		if w >= 0 {
+			unix.Close(w)
+		}
+		return nil, nil, err
+	}
+	return &outputFifo{path: path, hold: hold}, os.NewFile(uintptr(w), path), nil
+}
+
+// openWithReader opens a fifo for writing as soon as it has a reader, or returns -1 when
+// none has come in time.
+func openWithReader(ctx context.Context, path string) (int, error) {
+	limit := time.Now().Add(readerWait)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		fd, err := openFD(path, unix.O_WRONLY|unix.O_NONBLOCK)
+		if !errors.Is(err, unix.ENXIO) {
+			return fd, err
+		}
+		if time.Now().After(limit) {
+			return -1, nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return -1, ctx.Err()
+		}
+	}
+}
+
+// release lets the reader see the end of file, now that the process has ended. When nobody reads at
+// the moment (a client is being restarted) what was written is kept, and the end with it, for
+// the next reader, until close.
+func (out *outputFifo) release() {
+	if out.hold < 0 {
+		return
+	}
+	w, err := openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK)
+	unix.Close(out.hold)
+	out.hold = -1
+	if err != nil {
+		return
+	}
+	if hasReader(w) {
+		unix.Close(w)
+		return
+	}
+	out.cancel, out.done = make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(out.done)
+		defer unix.Close(w)
+		for pause := 10 * time.Millisecond; !hasReader(w); pause = min(2*pause, 500*time.Millisecond) {
+			select {
+			case <-time.After(pause):
+			case <-out.cancel:
+				return
+			}
+		}
+	}()
+}
+
+// hasReader says whether a pipe's read side is open anywhere.
+func hasReader(w int) bool {
+	fds := []unix.PollFd{{Fd: int32(w), Events: unix.POLLOUT}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return err != nil || fds[0].Revents&unix.POLLERR == 0
+		}
+	}
+}
+
+func (out *outputFifo) close() {
+	if out.hold >= 0 {
+		unix.Close(out.hold)
+		out.hold = -1
+	}
+	if out.cancel != nil {
+		close(out.cancel)
+		<-out.done
+		out.cancel = nil
+	}
+}
+
+func openFD(path string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR:
+		default:
+			return -1, fmt.Errorf("open %s: %w", path, err)
+		}
+	}
+}
+
+func isFifo(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
+}
