@@ -139,6 +139,25 @@ func (c *Child) Signal(sig unix.Signal) error {
 	return err
 }
 
+// Fetch is a copy, made non-blocking, of a descriptor of the process:
+// pidfd_getfd(2), Linux 5.6.
+func (c *Child) Fetch(fd int) (*os.File, error) {
+	raw, err := c.pidfd.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := -1
+	raw.Control(func(pidfd uintptr) { n, err = unix.PidfdGetfd(int(pidfd), fd, 0) })
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_getfd", err)
+	}
+	if err := unix.SetNonblock(n, true); err != nil {
+		unix.Close(n)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(n), fmt.Sprintf("fd %d of %d", fd, c.pid)), nil
+}
+
 // kill kills a process that serves us; the first cause is the error of what it is at.
 func (c *Child) kill(cause error) {
 	c.mu.Lock()
