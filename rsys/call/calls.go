@@ -49,7 +49,7 @@ func CloseRange(first, last uint32, f uint) Call {
 }
 
 func Dup3(from Arg, to int, f int) Call {
-	return sys("dup3", unix.SYS_DUP3, from, FD(to), flags(f, FormOpen))
+	return sys("dup3", unix.SYS_DUP3, from, FD(to), flags(f, FormDup))
 }
 
 func Fcntl(fd Arg, cmd int, arg Arg) Call {
@@ -277,3 +277,22 @@ func Mmap(addr Arg, length int, prot, f int, fd Arg, off int64) Call {
 }
 
 func Munmap(addr Arg, length int) Call { return sys("munmap", unix.SYS_MUNMAP, addr, Int(length)) }
+
+// ExecveArgs is [Execve] with argv and envp made by [Strings], for several calls that share them.
+func ExecveArgs(path string, argv, envp Arg) Call {
+	return sys("execve", unix.SYS_EXECVE, String(path), argv, envp)
+}
+
+func Socket(domain, typ, proto int) Call {
+	return sys("socket", unix.SYS_SOCKET, Int(domain), flags(typ, FormHex), Int(proto))
+}
+
+// JoinSessionKeyring is keyctl(KEYCTL_JOIN_SESSION_KEYRING).
+func JoinSessionKeyring(name string) Call {
+	return sys("keyctl", unix.SYS_KEYCTL, flags(unix.KEYCTL_JOIN_SESSION_KEYRING, FormKeyctl), String(name))
+}
+
+// SetKeyPerm is keyctl(KEYCTL_SETPERM).
+func SetKeyPerm(key Arg, perm uint32) Call {
+	return sys("keyctl", unix.SYS_KEYCTL, flags(unix.KEYCTL_SETPERM, FormKeyctl), key, flags(perm, FormHex))
+}

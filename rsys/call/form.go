@@ -37,4 +37,7 @@ const (
 	FormRlimit
 	FormRlimitValue
 	FormSockFprog
+	FormKeyctl
+	FormCap
+	FormDup
 )
