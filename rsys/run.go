@@ -136,7 +136,7 @@ func (r *Run) finish(ctx context.Context, first int) error {
 			r.task.track(r.steps[i].call)
 		}
 	}
-	if left == 0 {
+	if left <= 0 { // less if the last step skipped more than there was
 		return nil
 	}
 	i := len(r.steps) - int(left)

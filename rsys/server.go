@@ -18,7 +18,7 @@ import (
 //
 // does that system call and writes its return value, one word. With nr −1 the
 // request is a program: arg 0 points to an array of steps and arg 1 is their number; the
-// response is how many were left undone, from the one that failed on, so 0 says that all is done.
+// response is how many were left undone, from the one that failed on; 0 or less says that all is done.
 // When the channel is closed the server exits.
 //
 // A system call that returns on another stack than it was made on has made a
