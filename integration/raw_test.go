@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/integration/harness"
 )
 
@@ -33,3 +34,21 @@ func change(f func(*oci.Spec)) oci.SpecOpts {
 }
 
 func nullIO(id string) (cio.IO, error) { return cio.NullIO(id) }
+
+func withMount(source, dest, fstype string, options ...string) oci.SpecOpts {
+	return oci.WithMounts([]specs.Mount{{Source: source, Destination: dest, Type: fstype, Options: options}})
+}
+
+// joining has the container join a namespace instead of having its own.
+func joining(kind specs.LinuxNamespaceType, path string) oci.SpecOpts {
+	return oci.WithLinuxNamespace(specs.LinuxNamespace{Type: kind, Path: path})
+}
+
+func withSysctl(name, value string) oci.SpecOpts {
+	return change(func(s *oci.Spec) {
+		if s.Linux.Sysctl == nil {
+			s.Linux.Sysctl = map[string]string{}
+		}
+		s.Linux.Sysctl[name] = value
+	})
+}

@@ -33,6 +33,7 @@ type Env struct {
 	Ctx    context.Context
 	before Snapshot
 	logged int
+	may    []string
 }
 
 // New begins a test: at its end, everything that was not there now is a leak,
@@ -46,13 +47,19 @@ func New(t testing.TB, d *Daemon) *Env {
 		if t.Failed() {
 			t.Logf("what containerd and the shims logged:\n%s", d.LogFrom(e.logged, 4000))
 		}
-		if leaks := d.Leaks(e.before, 10*time.Second); len(leaks) > 0 {
+		if leaks := d.Leaks(e.before, 10*time.Second, e.may...); len(leaks) > 0 {
 			t.Errorf("left behind:\n  %s", strings.Join(leaks, "\n  "))
+			d.clean(e.before)
+		} else if len(e.may) > 0 {
 			d.clean(e.before)
 		}
 	})
 	return e
 }
+
+// MayLeave tells of what a peer is known to leave behind: things whose lines
+// begin so are removed at the end, and not held against it.
+func (e *Env) MayLeave(prefix string) { e.may = append(e.may, prefix) }
 
 // clean removes what a failed test left, so that the next is not blamed.
 func (d *Daemon) clean(before Snapshot) {

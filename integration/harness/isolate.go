@@ -9,10 +9,8 @@
 package harness
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"runtime"
 	"strings"
@@ -48,37 +46,42 @@ func runIsolated() int {
 		fmt.Fprintln(os.Stderr, "harness:", err)
 		return 1
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), isolated+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP)
-	if err := cmd.Start(); err != nil {
+	inner, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
+		Env: append(os.Environ(), isolated+"=1"), Files: []uintptr{0, 1, 2},
+		Sys: &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL},
+	})
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "harness: isolate:", err)
 		return 1
 	}
 	go func() {
 		for s := range signals {
-			_ = cmd.Process.Signal(s)
+			_ = unix.Kill(inner, s.(syscall.Signal))
 		}
 	}()
-	err := cmd.Wait()
-	// Whatever the way it ended, nothing of it may go on running.
-	KillDescendants()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		if code := exit.ExitCode(); code > 0 {
-			return code
+	// This process has no other children than that one and orphans, which it
+	// reaps as a machine's init does. It matters: a PID namespace does not end
+	// before all that is in it has been reaped.
+	for {
+		var st unix.WaitStatus
+		pid, err := unix.Wait4(-1, &st, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			fmt.Fprintln(os.Stderr, "harness: wait:", err)
+			return 1
+		case pid == inner:
+			// Whatever the way it ended, nothing of it may go on running.
+			killAll(os.Getpid())
+			if st.Exited() {
+				return st.ExitStatus()
+			}
+			fmt.Fprintln(os.Stderr, "harness: ended by", st.Signal())
+			return 1
 		}
-		return 1
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "harness:", err)
-		return 1
-	}
-	return 0
 }
 
 // settle furnishes the new mount namespace.
@@ -92,7 +95,7 @@ func settle() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("private /run: %w", err)
 	}
-	return adopt()
+	return nil
 }
 
 func adopt() error {
@@ -102,18 +105,20 @@ func adopt() error {
 	return nil
 }
 
-// KillDescendants kills and reaps every descendant of this process.
-func KillDescendants() {
+// KillDescendants kills all that came from this process.
+func KillDescendants() { killAll(root()) }
+
+func killAll(root int) {
 	deadline := time.Now().Add(10 * time.Second)
 	for time.Now().Before(deadline) {
-		procs := Descendants()
+		procs := DescendantsOf(root)
 		if len(procs) == 0 {
 			return
 		}
 		for _, p := range procs {
 			thaw(p.Cgroup)
 			_ = unix.Kill(p.Pid, unix.SIGKILL)
-			if p.Parent == os.Getpid() {
+			if p.Parent == os.Getpid() && root == os.Getpid() {
 				_, _ = unix.Wait4(p.Pid, nil, unix.WNOHANG, nil)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -46,10 +47,12 @@ func (s Snapshot) More(before Snapshot) []string {
 
 // Leaks waits for things to settle and lists what is there now and was not
 // before. Containers end in several steps, so it looks again for a while.
-func (d *Daemon) Leaks(before Snapshot, patience time.Duration) []string {
+func (d *Daemon) Leaks(before Snapshot, patience time.Duration, but ...string) []string {
 	deadline := time.Now().Add(patience)
 	for {
-		more := d.Snapshot().More(before)
+		more := slices.DeleteFunc(d.Snapshot().More(before), func(thing string) bool {
+			return slices.ContainsFunc(but, func(prefix string) bool { return strings.HasPrefix(thing, prefix) })
+		})
 		if len(more) == 0 || time.Now().After(deadline) {
 			return more
 		}
@@ -97,11 +100,8 @@ func (d *Daemon) processes(s Snapshot) {
 		if p.Pid == d.Pid() {
 			continue
 		}
-		if p.State == "Z" && p.Parent == os.Getpid() {
-			// An orphan that ended. Reaping it is init's part, and
-			// that is us.
-			_, _ = unix.Wait4(p.Pid, nil, unix.WNOHANG, nil)
-			continue
+		if p.State == "Z" && (p.Parent == root() || p.Parent == os.Getpid()) {
+			continue // on its way out
 		}
 		s[fmt.Sprintf("process %d (%s) %q of parent %d, started at %s%s", p.Pid, p.Comm, p.Cmdline, p.Parent, p.Start,
 			map[bool]string{true: ", a zombie"}[p.State == "Z"])] = true

@@ -67,8 +67,17 @@ func Processes() []Proc {
 	return procs
 }
 
-// Descendants lists the processes that come from this one, zombies too.
-func Descendants() []Proc { return DescendantsOf(os.Getpid()) }
+// Descendants lists the processes that come from this one, zombies and adopted
+// orphans too.
+func Descendants() []Proc { return DescendantsOf(root()) }
+
+// root is the process that adopts orphans: our parent, after Isolate.
+func root() int {
+	if os.Getenv(isolated) != "" {
+		return os.Getppid()
+	}
+	return os.Getpid()
+}
 
 // DescendantsOf lists the processes that come from a process.
 func DescendantsOf(root int) []Proc {
@@ -79,7 +88,9 @@ func DescendantsOf(root int) []Proc {
 	var all []Proc
 	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
 		for _, p := range children[queue[0]] {
-			all = append(all, p)
+			if p.Pid != os.Getpid() {
+				all = append(all, p)
+			}
 			queue = append(queue, p.Pid)
 		}
 	}
