@@ -1,0 +1,21 @@
+package cgroup
+
+// A Hierarchy is a mounted cgroup v1 hierarchy.
+type Hierarchy struct {
+	Mountpoint  string
+	Controllers []string // "cpu", "cpuacct"; "name=systemd"
+}
+
+// Hierarchies are the host's of cgroup v1; v2 says that it has only cgroup v2.
+func Hierarchies() (list []Hierarchy, v2 bool) {
+	l, err := host()
+	if err != nil {
+		return nil, false
+	}
+	for _, h := range l.hierarchies {
+		if !h.v2 {
+			list = append(list, Hierarchy{h.dir, h.controllers})
+		}
+	}
+	return list, l.v2
+}

@@ -1,0 +1,170 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/rsys-io/rsys/cgroup"
+	"github.com/rsys-io/rsys/namespaces"
+	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys"
+	"github.com/rsys-io/rsys/rsys/call"
+)
+
+// undoTime bounds the undoing of what failed, whose context may be over.
+const undoTime = 10 * time.Second
+
+type containerState struct {
+	runtime *Runtime
+	id      string
+	bundle  string
+	spec    *specs.Spec
+	cgroup  *cgroup.Cgroup
+
+	joinerMu sync.Mutex
+	joiner   *namespaces.Joiner // kept between execs
+	ended    bool               // no joiner any more
+}
+
+func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err error) {
+	plan, err := oci.Compile(cfg.Spec, request(cfg.ID, cfg.Bundle, cfg.Stdio, cfg), thisHost())
+	if err != nil {
+		return nil, err
+	}
+	cg, err := cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
+	if err != nil {
+		return nil, err
+	}
+	stub, err := r.ground(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &Container{containerState: containerState{runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg}}
+	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
+	run.shim = (&creation{c: c, cfg: &cfg, from: stub.Task}).step
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			err = errors.Join(err, run.abandon(ctx), c.removeCgroup(ctx))
+		}
+	}()
+	if err := run.through(ctx, run.phase(oci.Start)); err != nil {
+		return nil, err
+	}
+	c.Init = newProcess(c, run, cfg.Spec.Process)
+	if c.Init.pty, err = run.terminal(); err != nil {
+		return nil, fmt.Errorf("process.terminal: %w", err)
+	}
+	c.Init.adopt(run.task.Child)
+	go func() {
+		<-c.Init.exited()
+		c.dropJoiner()
+	}()
+	return c, nil
+}
+
+func request(id, bundle string, stdio Stdio, cfg Config) oci.Request {
+	req := oci.Request{
+		ID: id, Bundle: bundle, NoPivotRoot: cfg.NoPivotRoot,
+	}
+	for i, f := range stdio.files() {
+		req.Fifos[i], req.Null[i] = f != nil, f == nil
+	}
+	for _, m := range cfg.Rootfs {
+		req.Rootfs = append(req.Rootfs, oci.Mount(m))
+	}
+	return req
+}
+
+func cgroupConfig(id string, spec *specs.Spec, systemd bool) cgroup.Config {
+	cfg := cgroup.Config{ID: id, Systemd: systemd}
+	if spec.Linux != nil {
+		cfg.Path, cfg.Resources = spec.Linux.CgroupsPath, spec.Linux.Resources
+	}
+	return cfg
+}
+
+// creation does the shim's steps of a container's creation.
+type creation struct {
+	c      *Container
+	cfg    *Config
+	from   *rsys.Task
+	joiner *namespaces.Joiner
+}
+
+func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
+	switch s.Name {
+	case oci.CgroupCreate:
+		return k.c.cgroup.Create()
+	case oci.JoinPID:
+		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About)
+		return err
+	case oci.CloneChild:
+		return k.clone(ctx, r, uint64(s.Args[0].Int))
+	default:
+		return commonStep(ctx, r, s, k.c.cgroup, k.cfg.Stdio)
+	}
+}
+
+func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
+	dir, err := k.c.cgroupDir()
+	if err != nil {
+		return err
+	}
+	if dir != nil {
+		defer dir.Close()
+	}
+	var task *rsys.Task
+	if k.joiner != nil {
+		task, err = k.joiner.Spawn(ctx, flags, dir)
+		err = errors.Join(err, k.joiner.Close(ctx))
+	} else {
+		task, err = namespaces.Spawn(ctx, k.from, flags, dir)
+	}
+	if task != nil {
+		r.cloned(task)
+	}
+	return err
+}
+
+// cgroupDir is the container's cgroup to be born into; nil if that can't be, with cgroup v1.
+func (c *Container) cgroupDir() (*os.File, error) {
+	path, ok := c.cgroup.V2Dir()
+	if !ok {
+		return nil, nil
+	}
+	return os.Open(path)
+}
+
+// commonStep does the shim's steps that a creation and an exec have in common.
+func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, stdio Stdio) error {
+	switch s.Name {
+	case oci.CgroupJoin:
+		if _, ok := cg.V2Dir(); ok {
+			return nil // born there
+		}
+		return cg.Join(r.task.Pid())
+	case oci.PassStdio:
+		return r.passStdio(ctx, stdio)
+	case oci.WriteProc:
+		file := "/proc/" + strconv.Itoa(r.task.Pid()) + "/" + argString(s.Args[0])
+		return os.WriteFile(file, []byte(argString(s.Args[1])), 0)
+	}
+	return fmt.Errorf("unknown step of the shim")
+}
+
+func argString(a call.Arg) string {
+	n := len(a.Data)
+	if n > 0 && a.Data[n-1] == 0 {
+		n--
+	}
+	return string(a.Data[:n])
+}

@@ -1,0 +1,106 @@
+package container
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/rsys-io/rsys/namespaces"
+	"github.com/rsys-io/rsys/oci"
+)
+
+func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
+	plan, err := oci.CompileExec(c.spec, spec, request(c.id, c.bundle, stdio, Config{}), thisHost())
+	if err != nil {
+		return nil, err
+	}
+	p := newProcess(c, &run{plan: plan, injection: injection(c.spec, "exec")}, spec)
+	if p.stdio, err = stdio.copy(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// spawn clones an exec'd process, and takes it to where its program is known to be there.
+func (p *processState) spawn(ctx context.Context, r *run) error {
+	defer p.stdio.close()
+	c := p.container
+	r.shim = func(ctx context.Context, r *run, s *oci.Step) error {
+		if s.Name == oci.CloneChild {
+			return c.cloneExec(ctx, r)
+		}
+		return commonStep(ctx, r, s, c.cgroup, p.stdio)
+	}
+	if err := r.through(ctx, r.phase(oci.Start)); err != nil {
+		return err
+	}
+	pty, err := r.terminal()
+	if err != nil {
+		return fmt.Errorf("process.terminal: %w", err)
+	}
+	p.pty = pty
+	p.adopt(r.task.Child)
+	return nil
+}
+
+func (c *Container) cloneExec(ctx context.Context, r *run) error {
+	joiner, err := c.keptJoiner(ctx)
+	if err != nil {
+		return err
+	}
+	dir, err := c.cgroupDir()
+	if err != nil {
+		return err
+	}
+	if dir != nil {
+		defer dir.Close()
+	}
+	task, err := joiner.Spawn(ctx, 0, dir)
+	if err != nil {
+		return err
+	}
+	r.cloned(task)
+	return nil
+}
+
+// keptJoiner is the container's joiner, made at its first exec and again if it was killed.
+func (c *Container) keptJoiner(ctx context.Context) (*namespaces.Joiner, error) {
+	c.joinerMu.Lock()
+	defer c.joinerMu.Unlock()
+	if c.ended {
+		return nil, fmt.Errorf("container has stopped: %w", errdefs.ErrFailedPrecondition)
+	}
+	if c.joiner != nil && c.joiner.Alive() {
+		return c.joiner, nil
+	}
+	stub, err := c.runtime.ground(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.joiner, err = namespaces.JoinProcess(ctx, stub.Task, c.Init.child.Pidfd(), c.namespaces())
+	return c.joiner, err
+}
+
+// dropJoiner ends the joiner, which holds the container's namespaces.
+func (c *Container) dropJoiner() {
+	c.joinerMu.Lock()
+	defer c.joinerMu.Unlock()
+	c.ended = true
+	if c.joiner != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+		defer cancel()
+		c.joiner.Close(ctx)
+		c.joiner = nil
+	}
+}
+
+// namespaces are the flags of those that the container does not have in common with us.
+func (c *Container) namespaces() uint64 {
+	var flags uint64
+	for _, ns := range c.spec.Linux.Namespaces {
+		flags |= namespaces.Flag(string(ns.Type))
+	}
+	return flags
+}

@@ -1,0 +1,31 @@
+package container
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/rsys-io/rsys/cgroup"
+	"github.com/rsys-io/rsys/oci"
+)
+
+// thisHost is what compiling must know of the host. It does not change while we run.
+var thisHost = sync.OnceValue(func() oci.Host {
+	var h oci.Host
+	list, v2 := cgroup.Hierarchies()
+	h.CgroupV2 = v2
+	if !v2 {
+		for _, c := range list {
+			h.CgroupV1 = append(h.CgroupV1, oci.Hierarchy{Mountpoint: c.Mountpoint, Controllers: c.Controllers})
+		}
+	}
+	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 8); err == nil {
+			h.LastCap = uint(n)
+		}
+	}
+	_, err := os.Stat("/proc/kcore")
+	h.Kcore = err == nil
+	return h
+})

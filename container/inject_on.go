@@ -1,0 +1,67 @@
+//go:build rsys_inject
+
+package container
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/oci"
+)
+
+// InjectAnnotation has a fault injected into a container's Plan or into its
+// execs': "create 12 EIO" has step 12 of the creation fail with that errno,
+// "exec 3 kill" has the process killed before step 3 of each exec. Only a build
+// with the tag rsys_inject looks at it.
+const InjectAnnotation = "io.rsys.inject"
+
+type injected struct {
+	at   int
+	what string
+}
+
+func injection(spec *specs.Spec, plan string) injected {
+	f := strings.Fields(spec.Annotations[InjectAnnotation])
+	if len(f) != 3 || f[0] != plan {
+		return injected{at: -1}
+	}
+	at, err := strconv.Atoi(f[1])
+	if err != nil {
+		at = -1
+	}
+	return injected{at, f[2]}
+}
+
+// inject is called before steps [from, end) are run. If the fault is for one of
+// them, it runs those before it, and then does what the fault says.
+func (r *run) inject(ctx context.Context, from, end int) error {
+	at := r.injection.at
+	if at < from || at >= end {
+		return nil
+	}
+	r.injection.at = -1
+	s := &r.plan.Steps[at]
+	if from < at && s.Who == oci.Child {
+		if err := r.do(ctx, from, at, r.steps.Do); err != nil {
+			return err
+		}
+	}
+	if r.injection.what == "kill" && r.task != nil {
+		r.task.Child.Signal(unix.SIGKILL)
+		if s.Who == oci.Shim {
+			return nil // and see what becomes of it
+		}
+		return r.do(ctx, at, end, r.steps.Do)
+	}
+	for e := unix.Errno(1); e < 134; e++ {
+		if unix.ErrnoName(e) == r.injection.what {
+			return stepError(s, fmt.Errorf("%s: %w", s.Name, e))
+		}
+	}
+	return nil
+}

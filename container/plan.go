@@ -1,0 +1,195 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys"
+	"github.com/rsys-io/rsys/rsys/call"
+)
+
+// A run is a Plan being carried out, phase by phase: the shim's steps here, the
+// child's, as many as stand together, in one program.
+type run struct {
+	plan  *oci.Plan
+	next  int // the step to be done next
+	steps *rsys.Run
+	task  *rsys.Task
+	shim  shimSteps
+
+	injection injected
+}
+
+// shimSteps does a step that is the shim's.
+type shimSteps func(ctx context.Context, r *run, s *oci.Step) error
+
+// through carries the Plan out up to, not including, step end.
+func (r *run) through(ctx context.Context, end int) error {
+	for r.next < end {
+		from := r.next
+		if s := &r.plan.Steps[from]; s.Who == oci.Shim {
+			if err := r.inject(ctx, from, from+1); err != nil {
+				return err
+			}
+			if err := r.shim(ctx, r, s); err != nil {
+				return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
+			}
+			if r.steps != nil {
+				r.steps.Done(s.Call, 0)
+			}
+			r.next++
+			continue
+		}
+		for r.next < end && r.plan.Steps[r.next].Who == oci.Child {
+			r.next++
+		}
+		if err := r.inject(ctx, from, r.next); err != nil {
+			return err
+		}
+		if err := r.do(ctx, from, r.next, r.steps.Do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exec carries the rest of the Plan out, which ends in execve.
+func (r *run) exec(ctx context.Context) error {
+	from, end := r.next, len(r.plan.Steps)
+	if err := r.inject(ctx, from, end); err != nil {
+		return err
+	}
+	return r.do(ctx, from, end, r.steps.Exec)
+}
+
+func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ...call.Step) error) error {
+	steps := make([]call.Step, 0, end-from)
+	for i := from; i < end; i++ {
+		steps = append(steps, r.plan.Steps[i].Step)
+	}
+	return r.explain(do(ctx, steps...))
+}
+
+// explain says of an error whose step it is.
+func (r *run) explain(err error) error {
+	var failed *rsys.StepError
+	var died *rsys.DiedError
+	switch {
+	case errors.As(err, &failed):
+		if i := failed.Index; i == r.plan.Lookup.Failed || slices.Contains(r.plan.Lookup.Exec, i) {
+			return r.lookup()
+		}
+		return stepError(&r.plan.Steps[failed.Index], err)
+	case errors.As(err, &died) && died.Index >= 0 && died.Index < len(r.plan.Steps):
+		return stepError(&r.plan.Steps[died.Index], err)
+	}
+	return err
+}
+
+// stepError puts the config field, and what it is about, before an error.
+func stepError(s *oci.Step, err error) error {
+	switch {
+	case s.Why == "":
+		return err
+	case s.About == "":
+		return fmt.Errorf("%s: %w", s.Why, err)
+	}
+	return fmt.Errorf("%s (%s): %w", s.Why, s.About, err)
+}
+
+// cloned takes note of the child, once there is one: from now on steps can be its.
+func (r *run) cloned(task *rsys.Task) {
+	r.task = task
+	r.steps = task.NewRun()
+	for i := range r.next {
+		r.steps.Done(r.plan.Steps[i].Call, 0)
+	}
+}
+
+// phase is the index of the first step of a phase.
+func (r *run) phase(p oci.Phase) int {
+	for i := range r.plan.Steps {
+		if r.plan.Steps[i].Phase == p {
+			return i
+		}
+	}
+	return len(r.plan.Steps)
+}
+
+// lookup is the error of a search for a program that found none, or of a
+// program that could not be executed.
+func (r *run) lookup() error {
+	return r.plan.Lookup.Error(func(step int) (unix.Errno, bool) {
+		if step >= r.steps.Len() {
+			return 0, false
+		}
+		res := r.steps.Result(step)
+		return res.Errno, res.Ran
+	})
+}
+
+// home completes the environment from what was read of the root's passwd.
+func (r *run) home(uid uint32) {
+	var passwd []byte
+	if i := r.plan.Passwd; i >= 0 {
+		if res := r.steps.Result(i); res.Ran && res.Errno == 0 {
+			passwd = r.steps.Out(i, 1)[:res.Value]
+		}
+	}
+	home, ok := oci.Home(passwd, uid)
+	if !ok {
+		home = "/"
+	}
+	r.plan.SetHome(home)
+}
+
+// terminal fetches the master of the child's pseudoterminal.
+func (r *run) terminal() (*os.File, error) {
+	if r.plan.Terminal < 0 {
+		return nil, nil
+	}
+	return r.task.Child.Fetch(int(r.steps.Result(r.plan.Terminal).Value))
+}
+
+// passStdio puts files in the child's descriptors 0, 1 and 2; where there is
+// none, /dev/null stays.
+func (r *run) passStdio(ctx context.Context, stdio Stdio) error {
+	var files []*os.File
+	var to []int
+	for i, f := range stdio.files() {
+		if f != nil {
+			files, to = append(files, f), append(to, i)
+		}
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	fds, err := r.task.Pass(ctx, files...)
+	if err != nil {
+		return err
+	}
+	var steps []call.Step
+	for i, fd := range fds {
+		steps = append(steps, call.Step{Call: call.Dup3(fd.Arg(), to[i], 0)}, call.Step{Call: call.Close(fd.Arg())})
+	}
+	dup := r.task.NewRun()
+	defer dup.Close()
+	return dup.Do(ctx, steps...)
+}
+
+// abandon kills the child, if there is one.
+func (r *run) abandon(ctx context.Context) error {
+	if r.task == nil {
+		return nil
+	}
+	r.task.Kill()
+	_, err := r.task.Child.Wait(ctx)
+	r.steps.Close()
+	return err
+}

@@ -1,0 +1,192 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/rsys"
+)
+
+// processState is a process:
+//
+//	made --Start--> running --> exited
+//	  |                           ^
+//	  +---- Close, failed Start --+
+//
+// The init has a child from the beginning, an exec'd process from Start on.
+type processState struct {
+	container *Container
+	spec      *specs.Process
+	stdio     Stdio // copies, of a process that is yet to be cloned
+	done      chan struct{}
+	result    Exit
+
+	mu    sync.Mutex
+	run   *run // until started
+	child *rsys.Child
+	pty   *os.File
+}
+
+func newProcess(c *Container, r *run, spec *specs.Process) *Process {
+	return &Process{processState{container: c, run: r, spec: spec, done: make(chan struct{})}}
+}
+
+// adopt makes child the process's.
+func (p *processState) adopt(child *rsys.Child) {
+	p.child = child
+	go func() {
+		<-child.Exited()
+		status, at := child.Status()
+		p.finish(exitStatus(status), at)
+	}()
+}
+
+func (p *processState) finish(status uint32, at time.Time) {
+	p.result = Exit{Status: status, At: at}
+	close(p.done)
+}
+
+// exitStatus is a status as shells and containerd have it.
+func exitStatus(s rsys.ExitStatus) uint32 {
+	if sig, ok := s.Signaled(); ok {
+		return 128 + uint32(sig)
+	}
+	return uint32(s.Status)
+}
+
+func (p *processState) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.child == nil {
+		return 0
+	}
+	return p.child.Pid()
+}
+
+func (p *processState) terminal() *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pty
+}
+
+func (p *processState) exited() <-chan struct{} { return p.done }
+func (p *processState) exit() Exit              { return p.result }
+
+func (p *processState) start(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == nil {
+		return fmt.Errorf("process was started already: %w", errdefs.ErrFailedPrecondition)
+	}
+	r := p.run
+	p.run = nil
+	err := p.startRun(ctx, r)
+	if err == nil {
+		r.task.Forget()
+		r.steps.Close()
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	err = errors.Join(err, r.abandon(ctx))
+	if p.child == nil {
+		p.finish(255, time.Now())
+	}
+	return err
+}
+
+func (p *processState) startRun(ctx context.Context, r *run) error {
+	if p.child == nil {
+		if err := p.spawn(ctx, r); err != nil {
+			return err
+		}
+	}
+	r.home(p.spec.User.UID)
+	return r.exec(ctx)
+}
+
+func (p *processState) signal(sig unix.Signal) error {
+	p.mu.Lock()
+	child := p.child
+	p.mu.Unlock()
+	if child == nil {
+		return fmt.Errorf("process is not started: %w", errdefs.ErrFailedPrecondition)
+	}
+	err := child.Signal(sig)
+	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	return err
+}
+
+func (p *processState) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	var errs []error
+	if r := p.run; r != nil {
+		p.run = nil
+		errs = append(errs, r.abandon(ctx))
+	}
+	p.stdio.close()
+	if p.child == nil {
+		select {
+		case <-p.done:
+		default:
+			p.finish(255, time.Now())
+		}
+	} else {
+		p.child.Signal(unix.SIGKILL)
+		_, err := p.child.Wait(ctx)
+		errs = append(errs, err)
+	}
+	if p.pty != nil {
+		errs = append(errs, p.pty.Close())
+		p.pty = nil
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Stdio) files() [3]*os.File { return [3]*os.File{s.Stdin, s.Stdout, s.Stderr} }
+
+// copy is a Stdio that stays when its owner closes the files.
+func (s *Stdio) copy() (Stdio, error) {
+	var copies [3]*os.File
+	for i, f := range s.files() {
+		if f == nil {
+			continue
+		}
+		raw, err := f.SyscallConn()
+		if err == nil {
+			n := -1
+			raw.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+			if err == nil {
+				copies[i] = os.NewFile(uintptr(n), f.Name())
+			}
+		}
+		if err != nil {
+			c := Stdio{copies[0], copies[1], copies[2]}
+			c.close()
+			return Stdio{}, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	return Stdio{copies[0], copies[1], copies[2]}, nil
+}
+
+func (s *Stdio) close() {
+	for _, f := range s.files() {
+		if f != nil {
+			f.Close()
+		}
+	}
+	*s = Stdio{}
+}
