@@ -135,7 +135,7 @@ func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
 	return err
 }
 
-// cgroupDir is the container's cgroup to be born into; nil if that can't be, with cgroup v1.
+// cgroupDir is the container's cgroup to be born into: of a hybrid host its v2 part; nil if there is no v2.
 func (c *Container) cgroupDir() (*os.File, error) {
 	path, ok := c.cgroup.V2Dir()
 	if !ok {
@@ -148,10 +148,7 @@ func (c *Container) cgroupDir() (*os.File, error) {
 func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, stdio Stdio) error {
 	switch s.Name {
 	case oci.CgroupJoin:
-		if _, ok := cg.V2Dir(); ok {
-			return nil // born there
-		}
-		return cg.Join(r.task.Pid())
+		return r.joinCgroup(ctx, cg)
 	case oci.PassStdio:
 		return r.passStdio(ctx, stdio)
 	case oci.WriteProc:
@@ -159,6 +156,40 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 		return os.WriteFile(file, []byte(argString(s.Args[1])), 0)
 	}
 	return fmt.Errorf("unknown step of the shim")
+}
+
+// joinCgroup has the child join by itself what it was not born into, cgroup v1.
+// A thread that moves itself does not stop every fork on the host as moving a process does.
+func (r *run) joinCgroup(ctx context.Context, cg *cgroup.Cgroup) error {
+	_, born := cg.V2Dir()
+	files, err := cg.JoinFiles(!born)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if len(files) == 0 {
+		return nil
+	}
+	fds, err := r.task.Pass(ctx, files...)
+	if err != nil {
+		return err
+	}
+	var steps []call.Step
+	for _, fd := range fds {
+		steps = append(steps, call.Step{Call: call.Write(fd.Arg(), "0")}, call.Step{Call: call.Close(fd.Arg())})
+	}
+	join := r.task.NewRun()
+	defer join.Close()
+	err = join.Do(ctx, steps...)
+	var failed *rsys.StepError
+	if errors.As(err, &failed) {
+		return fmt.Errorf("%s: %w", files[failed.Index/2].Name(), err)
+	}
+	return err
 }
 
 func argString(a call.Arg) string {
