@@ -5,6 +5,7 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -52,3 +53,15 @@ func withSysctl(name, value string) oci.SpecOpts {
 		s.Linux.Sysctl[name] = value
 	})
 }
+
+// rootOf mounts a container's root file system, to change it before it runs.
+func rootOf(e *harness.Env, c *harness.Container) string {
+	e.Helper()
+	mounts, err := e.Client.SnapshotService("overlayfs").Mounts(e.Ctx, c.ID())
+	e.Must(err, "mounts of the snapshot")
+	dir := e.TempDir()
+	e.Must(mount.All(mounts, dir), "mount the root file system")
+	return dir
+}
+
+func unmountRoot(dir string) error { return mount.UnmountAll(dir, 0) }
