@@ -18,9 +18,7 @@ import (
 
 func (c *Container) killAll(sig unix.Signal) error {
 	if sig == unix.SIGKILL {
-		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
-		defer cancel()
-		return c.cgroup.Kill(ctx)
+		return c.cgroup.Kill()
 	}
 	pids, err := c.cgroup.Pids()
 	if err != nil {
@@ -53,21 +51,21 @@ func (c *Container) sharesPID() bool {
 	return true
 }
 
-func (c *Container) delete(ctx context.Context) error {
+func (c *Container) delete(context.Context) error {
 	if err := c.Init.Close(); err != nil {
 		return err
 	}
 	c.dropJoiner()
-	return c.removeCgroup(ctx)
+	return c.removeCgroup()
 }
 
-func (c *Container) removeCgroup(ctx context.Context) error {
-	return errors.Join(c.cgroup.Kill(ctx), c.cgroup.Delete())
+func (c *Container) removeCgroup() error {
+	return errors.Join(c.cgroup.Kill(), c.cgroup.Delete())
 }
 
 // cleanup works from config.json: what a container has beyond its processes, its
 // cgroup, can be told from there. Processes that had not become the container's die with the shim.
-func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error) {
+func cleanup(_ context.Context, id, bundle string, systemd bool) (Exit, error) {
 	exit := Exit{Status: 128 + uint32(unix.SIGKILL), At: time.Now()}
 	config, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -87,5 +85,5 @@ func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error)
 	if err != nil {
 		return exit, err
 	}
-	return exit, errors.Join(cg.Kill(ctx), cg.Delete())
+	return exit, errors.Join(cg.Kill(), cg.Delete())
 }

@@ -53,7 +53,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		if err != nil {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 			defer cancel()
-			err = errors.Join(err, run.abandon(ctx), c.removeCgroup(ctx))
+			err = errors.Join(err, run.abandon(ctx), c.removeCgroup())
 		}
 	}()
 	if err := run.through(ctx, run.phase(oci.Start)); err != nil {
