@@ -1,0 +1,278 @@
+// Command gen-syscalls writes oci/seccomp/zsyscalls.go: for each ABI that a seccomp profile can name, which system call
+// has which number.
+//
+//	go run ./hack/gen-syscalls
+//
+// It reads two sources that one may read freely and check: the kernel's UAPI headers as Debian packs them for cross
+// compilers (linux-libc-dev-*-cross, fetched by apt-get download into a temporary directory, not installed), and the
+// tables of golang.org/x/sys/unix at the version in go.mod, which are usually several kernels newer.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"go/format"
+	"log"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// An abi says where the numbers of one of the kernel's system call tables come from.
+type abi struct {
+	name   string // Go constant in package seccomp
+	deb    string // Debian package linux-libc-dev-*-cross, if any
+	header string // in the package
+	xsys   string // GOARCH in golang.org/x/sys, if any
+	base   int    // added by the kernel to every number of this table
+}
+
+// The generic ABIs (arm64, riscv64, loong64) have headers full of conditionals, so x/sys alone, where a C preprocessor
+// has run over them, is their source.
+var abis = []abi{
+	{"abiX8664", "amd64", "x86_64-linux-gnu/include/asm/unistd_64.h", "amd64", 0},
+	{"abiX86", "amd64", "x86_64-linux-gnu/include/asm/unistd_32.h", "386", 0},
+	{"abiX32", "amd64", "x86_64-linux-gnu/include/asm/unistd_x32.h", "", 0},
+	{"abiARM64", "", "", "arm64", 0},
+	{"abiARM", "armhf", "arm-linux-gnueabihf/include/asm/unistd-eabi.h", "arm", 0},
+	{"abiRISCV64", "", "", "riscv64", 0},
+	{"abiLoong64", "", "", "loong64", 0},
+	{"abiPPC", "powerpc", "powerpc-linux-gnu/include/asm/unistd_32.h", "ppc", 0},
+	{"abiPPC64", "ppc64el", "powerpc64le-linux-gnu/include/asm/unistd_64.h", "ppc64le", 0},
+	{"abiS390", "s390x", "s390x-linux-gnu/include/asm/unistd_32.h", "", 0},
+	{"abiS390X", "s390x", "s390x-linux-gnu/include/asm/unistd_64.h", "s390x", 0},
+	{"abiMIPSO32", "mipsel", "mipsel-linux-gnu/include/asm/unistd_o32.h", "mipsle", 4000},
+	{"abiMIPSN64", "mipsel", "mipsel-linux-gnu/include/asm/unistd_n64.h", "mips64le", 5000},
+	{"abiMIPSN32", "mipsel", "mipsel-linux-gnu/include/asm/unistd_n32.h", "", 6000},
+}
+
+// Since Linux 5.1 a new system call has one number everywhere (plus the base), so the ABIs that x/sys lacks get what is
+// newer than the headers from the generic table.
+const (
+	unifiedFrom  = 451
+	unifiedTable = "riscv64"
+)
+
+// The private calls of arch/arm are in no __NR_ define; the table encodes 0x0f0000+k as -2-k.
+var armPrivate = []string{1: "breakpoint", 2: "cacheflush", 3: "usr26", 4: "usr32", 5: "set_tls", 6: "get_tls"}
+
+// Defines that stand for no system call: bounds of tables and holes in them.
+var noCall = regexp.MustCompile(`^((o32_|64_|n32_)?linux(_syscalls)?|syscalls|syscall_mask|arch_specific_syscall|(reserved|unused)\d+)$`)
+
+// What the generic table has and an ABI does not (arch/x86/entry/syscalls/syscall_64.tbl: for the 64-bit ABI only).
+var absent = map[string][]string{"abiX32": {"map_shadow_stack"}}
+
+// socketcall(2) and ipc(2): the first argument that selects each call (include/uapi/linux/net.h and ipc.h).
+var (
+	socketcall = strings.Fields("socket bind connect listen accept getsockname getpeername socketpair send recv sendto recvfrom " +
+		"shutdown setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg")
+	ipc = map[string]int{"semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12, "msgget": 13,
+		"msgctl": 14, "shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24}
+)
+
+const ipcFlag = 0x80
+
+func main() {
+	log.SetFlags(0)
+	tmp, err := os.MkdirTemp("", "gen-syscalls")
+	check(err)
+	defer os.RemoveAll(tmp)
+
+	xsys := goList("golang.org/x/sys")
+	xver := goListVersion("golang.org/x/sys")
+	unified := map[string]int{}
+	readXSys(filepath.Join(xsys, "unix", "zsysnum_linux_"+unifiedTable+".go"), unified)
+
+	debs := map[string]string{}
+	tables := make([]map[string]int, len(abis))
+	names := map[string]bool{}
+	for i, a := range abis {
+		t := map[string]int{}
+		for n, nr := range unified {
+			if nr >= unifiedFrom {
+				t[n] = nr + a.base
+			}
+		}
+		if a.xsys != "" {
+			readXSys(filepath.Join(xsys, "unix", "zsysnum_linux_"+a.xsys+".go"), t)
+		}
+		if a.deb != "" {
+			if debs[a.deb] == "" {
+				debs[a.deb] = fetch(tmp, "linux-libc-dev-"+a.deb+"-cross")
+			}
+			readHeader(filepath.Join(tmp, "usr", a.header), a.base, t)
+		}
+		if a.name == "abiARM" {
+			for k, n := range armPrivate {
+				if n != "" {
+					t[n] = -2 - k
+				}
+			}
+		}
+		maps.DeleteFunc(t, func(n string, _ int) bool { return noCall.MatchString(n) })
+		for _, n := range absent[a.name] {
+			delete(t, n)
+		}
+		tables[i] = t
+		for n := range t {
+			names[n] = true
+		}
+	}
+	for _, n := range socketcall {
+		names[n] = true
+	}
+	for n := range ipc {
+		names[n] = true
+	}
+
+	var sorted []string
+	for n := range names {
+		sorted = append(sorted, n)
+	}
+	slices.Sort(sorted)
+
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "// Code generated by go run ./hack/gen-syscalls. DO NOT EDIT.\n//\n// Sources: golang.org/x/sys %s unix/zsysnum_linux_*.go", xver)
+	for _, d := range slices.Sorted(maps.Keys(debs)) {
+		fmt.Fprintf(&b, ";\n// Debian %s", debs[d])
+	}
+	fmt.Fprintf(&b, ".\n\npackage seccomp\n\n// Everything here is constant or static data: nothing runs at start.\n\n")
+	fmt.Fprintf(&b, "const (\n")
+	for i, a := range abis {
+		if i == 0 {
+			fmt.Fprintf(&b, "%s abi = iota\n", a.name)
+		} else {
+			fmt.Fprintf(&b, "%s\n", a.name)
+		}
+	}
+	fmt.Fprintf(&b, "abiCount\n)\n\nconst nameCount = %d\n\n", len(sorted))
+	fmt.Fprintf(&b, "// nameText is all names in order, without separators; name i is nameText[nameStart[i]:nameStart[i+1]].\nconst nameText = \"\" +\n")
+	for i, n := range sorted {
+		sep := " +"
+		if i == len(sorted)-1 {
+			sep = ""
+		}
+		fmt.Fprintf(&b, "%q%s\n", n, sep)
+	}
+	fmt.Fprintf(&b, "\nvar nameStart = [nameCount + 1]uint16{")
+	off := 0
+	for i, n := range sorted {
+		wrap(&b, i)
+		fmt.Fprintf(&b, "%d,", off)
+		off += len(n)
+	}
+	fmt.Fprintf(&b, "%d}\n\n", off)
+	fmt.Fprintf(&b, "// muxCall says by which first argument socketcall(2) selects a name, or, with muxIPC, ipc(2).\nvar muxCall = [nameCount]uint8{")
+	for i, n := range sorted {
+		wrap(&b, i)
+		v := slices.Index(socketcall, n) + 1
+		if k, ok := ipc[n]; ok {
+			v = k | ipcFlag
+		}
+		fmt.Fprintf(&b, "%d,", v)
+	}
+	fmt.Fprintf(&b, "}\n\nconst muxIPC = %#x\n\n", ipcFlag)
+	fmt.Fprintf(&b, "// numbers has -1 where an ABI lacks a name, and -2-k for the number 0x0f0000+k (private calls of arm).\nvar numbers = [abiCount][nameCount]int16{\n")
+	for i, a := range abis {
+		fmt.Fprintf(&b, "%s: {", a.name)
+		for j, n := range sorted {
+			wrap(&b, j)
+			nr, ok := tables[i][n]
+			if !ok {
+				nr = -1
+			}
+			if nr > 0x7fff {
+				log.Fatalf("%s: %s is %d, too large for the table", a.name, n, nr)
+			}
+			fmt.Fprintf(&b, "%d,", nr)
+		}
+		fmt.Fprintf(&b, "},\n")
+	}
+	fmt.Fprintf(&b, "}\n")
+	src, err := format.Source(b.Bytes())
+	check(err)
+	check(os.WriteFile(filepath.Join("oci", "seccomp", "zsyscalls.go"), src, 0o644))
+	fmt.Printf("%d names, %d ABIs\n", len(sorted), len(abis))
+}
+
+func wrap(b *bytes.Buffer, i int) {
+	if i%24 == 0 {
+		b.WriteByte('\n')
+	}
+}
+
+var xsysLine = regexp.MustCompile(`^\s+SYS_(\w+)\s+= (\d+)$`)
+
+// readXSys adds the constants SYS_* of a file of golang.org/x/sys/unix.
+func readXSys(file string, t map[string]int) {
+	eachLine(file, func(l string) {
+		if m := xsysLine.FindStringSubmatch(l); m != nil {
+			t[strings.ToLower(m[1])], _ = strconv.Atoi(m[2])
+		}
+	})
+}
+
+var headerLine = regexp.MustCompile(`^#define\s+__NR_(\w+)\s+(?:\(\s*__\w+\s*\+\s*(\d+)\s*\)|(\d+))\s*$`)
+
+// readHeader adds the __NR_ defines of a header that is a plain list.
+func readHeader(file string, base int, t map[string]int) {
+	eachLine(file, func(l string) {
+		if m := headerLine.FindStringSubmatch(l); m != nil {
+			nr, _ := strconv.Atoi(m[2] + m[3])
+			t[m[1]] = nr + base
+		}
+	})
+}
+
+func eachLine(file string, f func(string)) {
+	r, err := os.Open(file)
+	check(err)
+	defer r.Close()
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		f(s.Text())
+	}
+	check(s.Err())
+}
+
+// fetch downloads a Debian package, unpacks it into dir and returns its name and version.
+func fetch(dir, pkg string) string {
+	run(dir, "apt-get", "download", pkg)
+	debs, _ := filepath.Glob(filepath.Join(dir, pkg+"_*.deb"))
+	if len(debs) != 1 {
+		log.Fatalf("%s: want one package, have %q", pkg, debs)
+	}
+	run(dir, "dpkg-deb", "-x", debs[0], dir)
+	return strings.TrimSpace(run(dir, "dpkg-deb", "--show", "--showformat=${Package} ${Version}", debs[0]))
+}
+
+func goList(mod string) string {
+	return strings.TrimSpace(run(".", "go", "list", "-m", "-f", "{{.Dir}}", mod))
+}
+
+func goListVersion(mod string) string {
+	return strings.TrimSpace(run(".", "go", "list", "-m", "-f", "{{.Version}}", mod))
+}
+
+func run(dir, name string, args ...string) string {
+	c := exec.Command(name, args...)
+	c.Dir = dir
+	c.Stderr = os.Stderr
+	out, err := c.Output()
+	if err != nil {
+		log.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
