@@ -7,7 +7,10 @@
 // compared, and tested as data.
 package oci
 
-import "github.com/rsys-io/rsys/rsys/call"
+import (
+	"github.com/rsys-io/rsys/oci/seccomp"
+	"github.com/rsys-io/rsys/rsys/call"
+)
 
 // Who performs a step.
 type Who uint8
@@ -58,6 +61,9 @@ type Plan struct {
 	Terminal int // the step that returns the pseudoterminal's master
 	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
 	Lookup   Lookup
+
+	Seccomp  *seccomp.Filter // what linux.seccomp became; nil if it is not there
+	Warnings []string        // what was left out because this kernel or runtime does not know it, as the specification allows
 }
 
 // Lookup is the search for the program to run. Every candidate path has a
@@ -66,5 +72,7 @@ type Plan struct {
 type Lookup struct {
 	Name       string // process.args[0]
 	Candidates []string
-	Steps      []int
+	Steps      []int // the one before looks at the file's type, and the one before that gets its status
+	Exec       []int // the execve steps
+	Failed     int   // the step that fails if there is no program
 }

@@ -21,7 +21,8 @@ var resolveNames = []name{
 	{"RESOLVE_IN_ROOT", unix.RESOLVE_IN_ROOT},
 }
 
-var flagNames = [...][]name{
+// By form; the arrays are as long as a form can be, so that any may be looked up.
+var flagNames = [256][]name{
 	FormCloseRange: {{"CLOSE_RANGE_UNSHARE", unix.CLOSE_RANGE_UNSHARE}, {"CLOSE_RANGE_CLOEXEC", unix.CLOSE_RANGE_CLOEXEC}},
 	FormAt: {
 		{"AT_SYMLINK_NOFOLLOW", unix.AT_SYMLINK_NOFOLLOW}, {"AT_EACCESS|AT_REMOVEDIR", 0x10000200}, {"AT_EACCESS", unix.AT_EACCESS},
@@ -62,7 +63,7 @@ var flagNames = [...][]name{
 	FormDup: {{"O_CLOEXEC", unix.O_CLOEXEC}},
 }
 
-var valueNames = [...][]name{
+var valueNames = [256][]name{
 	FormFsconfig: {
 		{"FSCONFIG_SET_FLAG", unix.FSCONFIG_SET_FLAG}, {"FSCONFIG_SET_STRING", unix.FSCONFIG_SET_STRING},
 		{"FSCONFIG_SET_BINARY", unix.FSCONFIG_SET_BINARY}, {"FSCONFIG_SET_PATH", unix.FSCONFIG_SET_PATH},
@@ -82,7 +83,6 @@ var valueNames = [...][]name{
 		{"RLIMIT_RTTIME", unix.RLIMIT_RTTIME}, {"RLIMIT_SIGPENDING", unix.RLIMIT_SIGPENDING}, {"RLIMIT_STACK", unix.RLIMIT_STACK},
 	},
 	FormKeyctl: {{"KEYCTL_JOIN_SESSION_KEYRING", unix.KEYCTL_JOIN_SESSION_KEYRING}, {"KEYCTL_SETPERM", unix.KEYCTL_SETPERM}},
-	FormDup:    nil, // the last of the forms
 }
 
 var capNames = [...]string{

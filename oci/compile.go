@@ -1,0 +1,122 @@
+package oci
+
+import (
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/oci/seccomp"
+	"github.com/rsys-io/rsys/rsys/call"
+)
+
+// A Request is what is asked for besides the config.
+type Request struct {
+	ID, Bundle   string
+	Rootfs       []Mount
+	NoPivotRoot  bool
+	NoNewKeyring bool            // the process gets the session keyring of the shim
+	Fifos        [3]bool         // standard files that are to belong to the process's user
+	Null         [3]bool         // standard files that are the host's null device
+	Seccomp      *seccomp.Filter // linux.seccomp as another Plan of this container has it; nil to compile it
+	Cgroup       string          // the container's cgroup below each v1 hierarchy; linux.cgroupsPath if not given
+}
+
+// Host is what must be known of the host.
+type Host struct {
+	CgroupV2 bool
+	CgroupV1 []Hierarchy // if not CgroupV2
+	LastCap  uint        // /proc/sys/kernel/cap_last_cap; 0 is the newest that is known here
+	Kcore    bool        // there is /proc/kcore
+}
+
+func (h *Host) lastCap() uint {
+	if h.LastCap == 0 || h.LastCap > 63 {
+		return 40
+	}
+	return h.LastCap
+}
+
+type compiler struct {
+	*builder
+	spec *specs.Spec
+	proc *specs.Process
+	req  Request
+	host Host
+	ns   namespaces
+	exec bool // into a container
+
+	root call.Arg // the root directory's descriptor
+	late []lateReadonly
+}
+
+// Compile makes the Plan of a container.
+func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
+	if err := Validate(spec); err != nil {
+		return nil, err
+	}
+	if err := checkRequest(&req); err != nil {
+		return nil, err
+	}
+	if spec.Linux == nil {
+		s := *spec
+		s.Linux = &specs.Linux{}
+		spec = &s
+	}
+	c := &compiler{builder: newBuilder(512), spec: spec, proc: spec.Process, req: req, host: host, ns: namespacesOf(spec)}
+	c.birth()
+
+	c.at("process", "")
+	c.do(call.Umask(0))
+	c.joinNamespaces()
+	c.session()
+	c.ownNamespaces()
+	if err := c.rootfs(); err != nil {
+		return nil, err
+	}
+	if err := c.mounts(); err != nil {
+		return nil, err
+	}
+	if err := c.dev(); err != nil {
+		return nil, err
+	}
+	c.sysctls()
+	if err := c.readonlyPaths(); err != nil {
+		return nil, err
+	}
+	if err := c.maskedPaths(); err != nil {
+		return nil, err
+	}
+	c.enter()
+	c.makeCwd()
+	c.ownNull()
+	if c.proc.Terminal {
+		c.terminal()
+	}
+	c.readonly()
+	c.at("root.path", "")
+	c.close(c.root)
+	c.readPasswd()
+	c.lookup()
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	return c.Plan, nil
+}
+
+// birth is what the shim does for the child before it does anything itself.
+func (c *compiler) birth() {
+	if !c.exec {
+		c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
+		c.shim(CgroupCreate)
+	}
+	c.clone()
+	c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
+	c.shim(CgroupJoin)
+	if !c.proc.Terminal {
+		c.at("process", "")
+		c.shim(PassStdio)
+	}
+	if adj := c.proc.OOMScoreAdj; adj != nil {
+		c.at("process.oomScoreAdj", "")
+		c.shim(WriteProc, call.String("oom_score_adj"), call.String(strconv.Itoa(*adj)))
+	}
+}

@@ -1,0 +1,41 @@
+package oci
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/rsys/call"
+)
+
+// CompileExec makes the Plan of a process in a container that runs. The child of it is in the container's
+// namespaces already, its root and working directory are the container's root.
+func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) (*Plan, error) {
+	if spec == nil || proc == nil {
+		return nil, invalid("process", "missing")
+	}
+	proc = processOf(spec, proc)
+	if err := checkID(req.ID); err != nil {
+		return nil, err
+	}
+	if err := validateProcess(proc); err != nil {
+		return nil, err
+	}
+	if spec.Linux == nil {
+		s := *spec
+		s.Linux = &specs.Linux{}
+		spec = &s
+	}
+	c := &compiler{builder: newBuilder(128), spec: spec, proc: proc, req: req, host: host, exec: true}
+	c.birth()
+	c.at("process", "")
+	c.session()
+	if proc.Terminal {
+		c.do(call.Umask(0))
+		c.terminal()
+	}
+	c.ownNull()
+	c.readPasswd()
+	c.lookup()
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	return c.Plan, nil
+}

@@ -1,0 +1,240 @@
+package oci
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "write the Plans in testdata anew")
+
+var (
+	hostV1 = Host{Kcore: true, LastCap: 40, CgroupV1: []Hierarchy{
+		{"/sys/fs/cgroup/cpu,cpuacct", []string{"cpu", "cpuacct"}},
+		{"/sys/fs/cgroup/memory", []string{"memory"}},
+		{"/sys/fs/cgroup/systemd", []string{"name=systemd"}},
+	}}
+	hostV2 = Host{Kcore: true, LastCap: 40, CgroupV2: true}
+)
+
+func overlay() []Mount {
+	return []Mount{{Type: "overlay", Source: "overlay", Options: []string{
+		"index=off", "workdir=/snapshots/8/work", "upperdir=/snapshots/8/fs", "lowerdir=/snapshots/7/fs:/snapshots/6/fs"}}}
+}
+
+func request() Request {
+	return Request{ID: "c1", Bundle: "/run/containerd/io.containerd.runtime.v2.task/default/c1", Rootfs: overlay(), Fifos: [3]bool{true, true, true}}
+}
+
+func readSpec(t testing.TB, name string) *specs.Spec {
+	t.Helper()
+	b, err := os.ReadFile("testdata/" + name + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := Parse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
+var golden = []struct {
+	plan, spec string
+	host       Host
+	change     func(*specs.Spec, *Request)
+	exec       func(*specs.Process)
+}{
+	{plan: "ctr-2.4.2", host: hostV1},
+	{plan: "ctr-1.7.35", host: hostV1},
+	{plan: "ctr-tty", host: hostV1},
+	{plan: "ctr-privileged", host: hostV1},
+	{plan: "ctr-host-network", host: hostV1},
+	{plan: "cri-pause", host: hostV1},
+	{plan: "cri-container", host: hostV2},
+	{plan: "cri-container-v1", spec: "cri-container", host: hostV1},
+	{plan: "cri-shared-pid-bidirectional", host: hostV1},
+	{plan: "nerdctl", host: hostV1},
+	{plan: "nerdctl-v2", spec: "nerdctl", host: hostV2},
+	{plan: "bind-rootfs", spec: "ctr-host-network", host: hostV1, change: func(_ *specs.Spec, r *Request) {
+		r.Rootfs = []Mount{{Type: "bind", Source: "/snapshots/8/fs", Options: []string{"rbind", "ro"}}}
+	}},
+	{plan: "no-pivot", spec: "ctr-host-network", host: hostV1, change: func(s *specs.Spec, r *Request) {
+		r.Rootfs, r.NoPivotRoot = nil, true
+		s.Root.Path = "/srv/rootfs"
+	}},
+	{plan: "exec", spec: "cri-container", host: hostV1, exec: func(p *specs.Process) {
+		p.Args = []string{"cat", "/tmp/ready"}
+	}},
+	{plan: "exec-tty", spec: "ctr-2.4.2", host: hostV1, exec: func(p *specs.Process) {
+		p.Args, p.Terminal = []string{"sh"}, true
+	}},
+}
+
+var instructions = regexp.MustCompile(`\{\d+ instructions\}`)
+
+func TestPlansOfRealSpecsAreTheGoldenOnes(t *testing.T) {
+	for _, g := range golden {
+		t.Run(g.plan, func(t *testing.T) {
+			if g.spec == "" {
+				g.spec = g.plan
+			}
+			spec, req := readSpec(t, g.spec), request()
+			if g.change != nil {
+				g.change(spec, &req)
+			}
+			var p *Plan
+			var err error
+			if g.exec != nil {
+				proc := *spec.Process
+				g.exec(&proc)
+				p, err = CompileExec(spec, &proc, req, g.host)
+			} else {
+				p, err = Compile(spec, req, g.host)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, p)
+			var b strings.Builder
+			if err := p.Print(&b); err != nil {
+				t.Fatal(err)
+			}
+			// How well the filter is compiled is another package's matter.
+			got := instructions.ReplaceAllString(b.String(), "{... instructions}")
+			file := filepath.Join("testdata", g.plan+".plan")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("not as in %s (go test ./oci -update writes it anew):\n%s", file, firstDifference(got, string(want)))
+			}
+		})
+	}
+}
+
+func firstDifference(got, want string) string {
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range g {
+		if i >= len(w) || g[i] != w[i] {
+			other := "the end"
+			if i < len(w) {
+				other = w[i]
+			}
+			return "got  " + g[i] + "\nwant " + other
+		}
+	}
+	return "the Plan ends early"
+}
+
+func TestAPlanIsTheSameEachTimeItIsCompiled(t *testing.T) {
+	spec := readSpec(t, "nerdctl")
+	spec.Linux.Sysctl = map[string]string{"net.a": "1", "net.b": "2", "net.c": "3", "net.d": "4", "kernel.sem": "5"}
+	var first []byte
+	for range 10 {
+		p, err := Compile(spec, request(), hostV1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = b
+		}
+		if string(b) != string(first) {
+			t.Fatal("two Plans of one config differ")
+		}
+	}
+}
+
+func TestJSONHasEveryStepWithItsReason(t *testing.T) {
+	p, err := Compile(readSpec(t, "nerdctl"), request(), hostV1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var j struct {
+		Steps []struct {
+			Index                 int
+			Phase, Who, Call, Why string
+			MayFail               []string
+			IfOK, IfError         int
+		}
+		Terminal int
+		Program  string
+	}
+	if err := json.Unmarshal(b, &j); err != nil {
+		t.Fatal(err)
+	}
+	if len(j.Steps) != len(p.Steps) || j.Program != "nginx" || j.Terminal != p.Terminal {
+		t.Fatalf("%d steps, program %q, terminal %d", len(j.Steps), j.Program, j.Terminal)
+	}
+	for i, s := range j.Steps {
+		if s.Index != i || s.Why == "" || s.Call == "" || s.Who == "" || s.Phase == "" {
+			t.Errorf("step %d: %+v", i, s)
+		}
+	}
+}
+
+func BenchmarkCompileWithoutSeccomp(b *testing.B) {
+	spec := readSpec(b, "ctr-2.4.2")
+	spec.Linux.Seccomp = nil
+	benchmarkCompile(b, spec)
+}
+
+func BenchmarkCompile(b *testing.B) { benchmarkCompile(b, readSpec(b, "ctr-2.4.2")) }
+
+func benchmarkCompile(b *testing.B, spec *specs.Spec) {
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		p, err := Compile(spec, request(), hostV1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		n = len(p.Steps)
+	}
+	b.ReportMetric(float64(n), "steps")
+}
+
+func BenchmarkCompileExec(b *testing.B) {
+	spec := readSpec(b, "ctr-2.4.2")
+	spec.Linux.Seccomp = nil
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := CompileExec(spec, spec.Process, request(), hostV1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	config, err := os.ReadFile("testdata/ctr-2.4.2.json")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse(config); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

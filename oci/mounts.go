@@ -1,0 +1,309 @@
+package oci
+
+import (
+	"path"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/rsys/call"
+	"golang.org/x/sys/unix"
+)
+
+// A target is where a mount goes.
+type target struct {
+	path    string // below the root, clean, without the leading slash
+	kind    targetKind
+	proc    procRule
+	oldMode bool // the mount's root gets the mode of the directory that it hides
+}
+
+type targetKind uint8
+
+const (
+	directory targetKind = iota
+	ordinary             // a directory whose path has no symbolic link in it
+	asSource             // a directory or a file, as the mount's root is
+)
+
+// procRule says what of procfs may be mounted on. A container's init writes
+// to its /proc as root, and what a mount there hides or fakes has been a way out (CVE-2019-16884, CVE-2019-19921).
+type procRule uint8
+
+const (
+	notProc procRule = iota
+	anyProc
+)
+
+// inProc are the files below /proc that may be mounted on: those that lxcfs emulates.
+var inProc = map[string]bool{
+	"proc/cpuinfo":                 true,
+	"proc/diskstats":               true,
+	"proc/meminfo":                 true,
+	"proc/stat":                    true,
+	"proc/swaps":                   true,
+	"proc/uptime":                  true,
+	"proc/loadavg":                 true,
+	"proc/slabinfo":                true,
+	"proc/sys/kernel/ns_last_pid":  true,
+	"proc/sys/crypto/fips_enabled": true,
+}
+
+// inside is the path p as one below a directory: clean, no leading slash.
+func inside(p string) string { return path.Clean("/" + p)[1:] }
+
+func (c *compiler) mounts() error {
+	for i := range c.spec.Mounts {
+		m := &c.spec.Mounts[i]
+		c.at(item("mounts", i), m.Destination)
+		c.mount(m)
+		if c.full() {
+			return invalid(c.why, "more steps than %d", maxSteps)
+		}
+	}
+	return nil
+}
+
+func (c *compiler) mount(m *specs.Mount) {
+	o := parseOptions(m.Options)
+	t := target{path: inside(m.Destination)}
+	if inProc[t.path] {
+		t.proc = anyProc
+	}
+	switch {
+	case o.bind:
+		t.kind = asSource
+		c.bind(m, &o, t)
+	case m.Type == "cgroup" && !c.host.CgroupV2:
+		c.cgroupV1(m, &o, t)
+	case m.Type == "cgroup":
+		c.fresh("cgroup2", m.Source, &o, t)
+	default:
+		if m.Type == "proc" || m.Type == "sysfs" {
+			t.kind = ordinary
+		}
+		if m.Type == "proc" && t.path == "proc" {
+			t.proc = anyProc
+		}
+		t.oldMode = m.Type == "tmpfs" && !has(o.data, "mode")
+		c.fresh(m.Type, m.Source, &o, t)
+	}
+}
+
+// bind makes a bind mount.
+func (c *compiler) bind(m *specs.Mount, o *mountOptions, t target) {
+	source := m.Source
+	if !path.IsAbs(source) {
+		source = path.Join(c.req.Bundle, source)
+	}
+	f := uint(treeClone)
+	if o.rec {
+		f |= unix.AT_RECURSIVE
+	}
+	tree := call.ResultOf(c.do(call.OpenTree(call.CWD, source, f)))
+	if t.path == "proc" {
+		// Only a procfs may stand on /proc.
+		st := c.do(call.Fstatfs(tree))
+		c.do(call.Expect(call.WordOf(st, 1, 0), ^uint64(0), unix.PROC_SUPER_MAGIC, unix.EPERM))
+		t.proc = anyProc
+	}
+	if set, clear := o.bindAttrs(); set|clear != 0 {
+		c.setattr(tree, false, set, clear, 0)
+	}
+	if o.recSet|o.recClear != 0 {
+		c.setattr(tree, true, o.recSet, o.recClear, 0)
+	}
+	for _, p := range o.propagation {
+		c.setattr(tree, p.rec, 0, 0, p.flag)
+	}
+	c.attach(tree, t)
+	c.close(tree)
+}
+
+// fresh mounts a new file system.
+func (c *compiler) fresh(fstype, source string, o *mountOptions, t target) {
+	if o.long(source) {
+		c.freshOld(fstype, source, o, t)
+		return
+	}
+	attrs := o.attrs()
+	late := attrs&unix.MOUNT_ATTR_RDONLY != 0 && (fstype == "tmpfs" || t.path == "dev")
+	if late {
+		// What comes later makes its mount points and devices there.
+		attrs &^= unix.MOUNT_ATTR_RDONLY
+	}
+	mnt := c.newMount(fstype, source, o, attrs)
+	for _, p := range o.propagation {
+		c.setattr(mnt, p.rec, 0, 0, p.flag)
+	}
+	c.attach(mnt, t)
+	if late {
+		c.late = append(c.late, lateReadonly{mnt, c.why, c.about})
+		return
+	}
+	c.close(mnt)
+}
+
+// newMount makes a file system and a detached mount of it.
+func (c *compiler) newMount(fstype, source string, o *mountOptions, attrs uint64) call.Arg {
+	fs := call.ResultOf(c.do(call.Fsopen(fstype, unix.FSOPEN_CLOEXEC)))
+	if source != "" {
+		c.do(call.FsconfigString(fs, "source", source))
+	}
+	for _, s := range o.super {
+		c.do(call.FsconfigFlag(fs, s))
+	}
+	if attrs&unix.MOUNT_ATTR_RDONLY != 0 && !sharedSuper[fstype] {
+		c.do(call.FsconfigFlag(fs, "ro"))
+	}
+	for _, d := range o.data {
+		for d := range strings.SplitSeq(d, ",") {
+			if k, v, ok := strings.Cut(d, "="); ok {
+				c.do(call.FsconfigString(fs, k, v))
+			} else if d != "" {
+				c.do(call.FsconfigFlag(fs, d))
+			}
+		}
+	}
+	c.do(call.FsconfigCreate(fs))
+	mnt := call.ResultOf(c.do(call.Fsmount(fs, unix.FSMOUNT_CLOEXEC, uint(attrs))))
+	c.close(fs)
+	return mnt
+}
+
+// sharedSuper are the file systems of which a namespace has one superblock. To make that
+// read-only would make it so for the next container in the namespace, a privileged one say.
+var sharedSuper = map[string]bool{"proc": true, "sysfs": true, "mqueue": true, "cgroup": true, "cgroup2": true}
+
+// freshOld is fresh by mount(2), which takes a page of options.
+func (c *compiler) freshOld(fstype, source string, o *mountOptions, t target) {
+	ms, late := o.ms, false
+	if ms&unix.MS_RDONLY != 0 && (fstype == "tmpfs" || t.path == "dev") {
+		ms, late = ms&^unix.MS_RDONLY, true
+	}
+	c.find(t, call.Null, func(dir call.Arg) int {
+		c.do(call.Fchdir(dir))
+		c.do(call.Mount(source, ".", fstype, ms, strings.Join(o.data, ",")))
+		return c.close(dir)
+	})
+	if len(o.propagation) == 0 && !late {
+		return
+	}
+	mnt := call.ResultOf(c.do(call.Openat2(c.root, t.path, oPath, 0, resolution(t))))
+	for _, p := range o.propagation {
+		c.setattr(mnt, p.rec, 0, 0, p.flag)
+	}
+	if late {
+		c.late = append(c.late, lateReadonly{mnt, c.why, c.about})
+		return
+	}
+	c.close(mnt)
+}
+
+// attach puts a detached mount on its target, making that if need be.
+func (c *compiler) attach(mnt call.Arg, t target) {
+	c.find(t, mnt, func(at call.Arg) int {
+		c.moveMount(mnt, at)
+		return c.close(at)
+	})
+}
+
+func resolution(t target) uint64 {
+	if t.kind == ordinary {
+		return plain
+	}
+	return inRoot
+}
+
+// find opens a mount's target, making it if it is not there, and has use mount
+// something on it. use is asked twice, for the two ways; it closes what it is given, as its last step.
+func (c *compiler) find(t target, mnt call.Arg, use func(at call.Arg) int) {
+	flags, resolve := oPath, resolution(t)
+	if t.kind == ordinary {
+		flags = oDir
+	}
+	open := func(p call.Policy) int { return c.try(call.Openat2(c.root, t.path, flags, 0, resolve), p) }
+
+	there := open(mayBeMissing)
+	at := call.ResultOf(there)
+	c.guardProc(at, t)
+	if t.oldMode && mnt.Kind != call.KindInt {
+		st := c.do(call.Statx(at, "", unix.AT_EMPTY_PATH, unix.STATX_MODE))
+		chmod := call.Fchmodat(mnt, ".", 0)
+		chmod.Args[2] = call.Int32Of(st, 4, call.StatxModeOff)
+		chmod.Args[2].Form = call.FormOctal
+		c.do(chmod)
+	}
+	end := use(at)
+	c.errHere(there)
+
+	dir, name := path.Split(t.path)
+	parent := c.makeDirs(c.root, dir, resolve)
+	if t.kind == asSource {
+		c.makeLike(parent, name, mnt)
+	} else {
+		c.try(call.Mkdirat(parent, name, 0o755), mayExist)
+	}
+	c.closeUnless(parent, c.root)
+	at = call.ResultOf(open(call.Stop))
+	c.guardProc(at, t)
+	use(at)
+	c.okHere(end)
+}
+
+// guardProc stops if at is of a procfs, wherever that is mounted and however the path led there.
+func (c *compiler) guardProc(at call.Arg, t target) {
+	if t.proc == anyProc {
+		return
+	}
+	st := c.do(call.Fstatfs(at))
+	is := c.try(call.Expect(call.WordOf(st, 1, 0), ^uint64(0), unix.PROC_SUPER_MAGIC, unix.EXDEV), call.Tolerate(unix.EXDEV))
+	c.fails(unix.EPERM)
+	c.errHere(is)
+}
+
+// makeDirs makes the directories of a path below root and opens the last. The
+// path is walked from root each time, so that a symbolic link in it leads where it would in the container.
+func (c *compiler) makeDirs(root call.Arg, p string, resolve uint64) call.Arg {
+	cur := root
+	for i := 0; i < len(p); {
+		n := strings.IndexByte(p[i:], '/')
+		if n < 0 {
+			n = len(p) - i
+		}
+		c.try(call.Mkdirat(cur, p[i:i+n], 0o755), mayExist)
+		next := call.ResultOf(c.do(call.Openat2(root, p[:i+n], oDir, 0, resolve)))
+		c.closeUnless(cur, root)
+		cur = next
+		i += n + 1
+	}
+	return cur
+}
+
+func (c *compiler) closeUnless(fd, keep call.Arg) {
+	if fd.Kind != keep.Kind || fd.Step != keep.Step || fd.Int != keep.Int {
+		c.close(fd)
+	}
+}
+
+// makeLike makes a directory if the root of mnt is one, and an empty file otherwise.
+func (c *compiler) makeLike(parent call.Arg, name string, mnt call.Arg) {
+	st := c.do(call.Statx(mnt, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE))
+	isDir := c.try(call.Expect(call.Int32Of(st, 4, call.StatxModeOff), unix.S_IFMT, unix.S_IFDIR, unix.ENOTDIR), call.Tolerate(unix.ENOTDIR))
+	mkdir := c.try(call.Mkdirat(parent, name, 0o755), mayExist)
+	c.errHere(isDir)
+	c.try(call.Mknodat(parent, name, unix.S_IFREG|0o644, 0), mayExist)
+	c.okHere(mkdir)
+	c.errHere(mkdir)
+}
+
+// has says whether the options of a file system contain a key.
+func has(data []string, key string) bool {
+	for _, d := range data {
+		for d := range strings.SplitSeq(d, ",") {
+			if k, _, _ := strings.Cut(d, "="); k == key {
+				return true
+			}
+		}
+	}
+	return false
+}

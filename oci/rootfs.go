@@ -1,0 +1,225 @@
+package oci
+
+import (
+	"path"
+	"strings"
+
+	"github.com/rsys-io/rsys/rsys/call"
+	"golang.org/x/sys/unix"
+)
+
+// A Mount is a mount of the root file system, as containerd's create request has it.
+type Mount struct {
+	Type, Source, Target string
+	Options              []string
+}
+
+// pageSize bounds mount(2)'s options. Pages may be larger elsewhere; not smaller.
+const pageSize = 4096
+
+// rootfs makes the root file system and opens it. The mount table is the child's own copy by now.
+func (c *compiler) rootfs() error {
+	prop, known := propagationOptions[c.spec.Linux.RootfsPropagation]
+	c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
+	if !known {
+		prop = propagationOptions["rslave"]
+	}
+	// With no propagation from here to the host nothing that is done below is seen there.
+	f := uintptr(prop.flag)
+	if prop.rec {
+		f |= unix.MS_REC
+	}
+	c.do(call.Mount("", "/", "", f, ""))
+
+	c.at("root", "")
+	if !prop.contained() {
+		if err := c.privateParent(c.req.Bundle); err != nil {
+			return err
+		}
+	}
+	mounted := path.Join(c.req.Bundle, "rootfs")
+	if len(c.req.Rootfs) > 0 {
+		c.try(call.Mkdirat(call.CWD, mounted, 0o711), mayExist)
+		for i := range c.req.Rootfs {
+			c.at(item("rootfs", i), c.req.Rootfs[i].Source)
+			if err := c.rootMount(&c.req.Rootfs[i], mounted); err != nil {
+				return err
+			}
+		}
+	}
+	root := c.spec.Root.Path
+	if !path.IsAbs(root) {
+		root = path.Join(c.req.Bundle, root)
+	}
+	c.at("root.path", root)
+	if len(c.req.Rootfs) > 0 && path.Clean(root) == mounted {
+		c.root = call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0)))
+		if !prop.contained() {
+			c.setattr(c.root, false, 0, 0, unix.MS_PRIVATE)
+		}
+		return nil
+	}
+	// pivot_root wants a mount point: the directory is bound onto itself.
+	dir := call.ResultOf(c.do(call.Openat(call.CWD, root, oDir, 0)))
+	c.root = call.ResultOf(c.do(call.OpenTree(dir, "", treeCloneFD|unix.AT_RECURSIVE)))
+	c.setattr(c.root, false, 0, 0, unix.MS_PRIVATE)
+	c.moveMount(c.root, dir)
+	c.close(dir)
+	return nil
+}
+
+// contained says that no mount of a tree with this propagation is seen outside.
+func (p propagation) contained() bool { return p.rec && p.flag != unix.MS_SHARED }
+
+// privateParent makes the mount that dir is in private, so that what is mounted below it
+// is not seen elsewhere. Which directory it is mounted on is found by trying.
+func (c *compiler) privateParent(dir string) error {
+	if strings.Count(dir, "/") > 100 {
+		return invalid("bundle", "a path of more than 100 directories")
+	}
+	var tries []int
+	for ; dir != "/"; dir = path.Dir(dir) {
+		tries = append(tries, c.try(call.Mount("", dir, "", unix.MS_PRIVATE, ""), call.Tolerate(unix.EINVAL)))
+	}
+	c.do(call.Mount("", "/", "", unix.MS_PRIVATE, ""))
+	for _, i := range tries {
+		c.okHere(i)
+	}
+	return nil
+}
+
+// rootMount does one mount of the create request.
+func (c *compiler) rootMount(m *Mount, mounted string) error {
+	o := parseOptions(m.Options)
+	if o.refused != "" {
+		return notYet(c.why + ".options: " + o.refused)
+	}
+	if strings.HasPrefix(m.Type, "fuse.") || strings.HasPrefix(m.Type, "fuse3.") {
+		return notYet(c.why + ".type: " + m.Type)
+	}
+	for _, s := range m.Options {
+		if strings.HasPrefix(s, "X-containerd.") {
+			return notYet(c.why + ".options: " + s)
+		}
+	}
+	if o.bind {
+		f := uint(treeClone)
+		if o.rec {
+			f |= unix.AT_RECURSIVE
+		}
+		tree := call.ResultOf(c.do(call.OpenTree(call.CWD, m.Source, f)))
+		var set uint64
+		if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+			set = o.attrs()
+		}
+		c.setattr(tree, false, set, 0, unix.MS_PRIVATE)
+		at := c.openTarget(m, mounted)
+		c.moveMount(tree, at)
+		c.close(at)
+		c.close(tree)
+		return nil
+	}
+	data := strings.Join(o.data, ",")
+	dir := ""
+	if len(data) >= pageSize && m.Type == "overlay" {
+		dir, data = shortenLower(o.data)
+	}
+	if len(data) >= pageSize {
+		return invalid(c.why+".options", "%d bytes are more than a page", len(data))
+	}
+	if m.Target == "" {
+		if dir != "" {
+			c.do(call.Chdir(dir))
+		}
+		c.do(call.Mount(m.Source, mounted, m.Type, o.ms, data))
+	} else {
+		if dir != "" {
+			return notYet(c.why + ".target: with as many layers")
+		}
+		at := c.openTarget(m, mounted)
+		c.do(call.Fchdir(at))
+		c.do(call.Mount(m.Source, ".", m.Type, o.ms, data))
+		c.close(at)
+	}
+	if dir != "" || m.Target != "" {
+		c.do(call.Chdir("/"))
+	}
+	return nil
+}
+
+func (c *compiler) openTarget(m *Mount, mounted string) call.Arg {
+	at := call.ResultOf(c.do(call.Openat(call.CWD, mounted, oDir, 0)))
+	if t := inside(m.Target); t != "" {
+		below := call.ResultOf(c.do(call.Openat2(at, t, oDir, 0, inRoot)))
+		c.close(at)
+		at = below
+	}
+	return at
+}
+
+// shortenLower makes an overlay's lower directories relative to their common parent, in which mount(2) then is called.
+func shortenLower(data []string) (dir, short string) {
+	for i, d := range data {
+		list, ok := strings.CutPrefix(d, "lowerdir=")
+		if !ok {
+			continue
+		}
+		lower := strings.Split(list, ":")
+		dir = lower[0]
+		for _, l := range lower[1:] {
+			n := 0
+			for n < len(dir) && n < len(l) && dir[n] == l[n] {
+				n++
+			}
+			dir = dir[:n]
+		}
+		dir = dir[:strings.LastIndexByte(dir, '/')+1]
+		if len(dir) <= 1 {
+			break
+		}
+		for j := range lower {
+			lower[j] = lower[j][len(dir):]
+			if lower[j] == "" {
+				lower[j] = "."
+			}
+		}
+		out := append([]string(nil), data...)
+		out[i] = "lowerdir=" + strings.Join(lower, ":")
+		return dir, strings.Join(out, ",")
+	}
+	return "", strings.Join(data, ",")
+}
+
+// enter makes the root file system the root.
+func (c *compiler) enter() {
+	c.at("root.path", "")
+	c.do(call.Fchdir(c.root))
+	prop := propagationOptions[c.spec.Linux.RootfsPropagation]
+	if c.req.NoPivotRoot {
+		// The host's tree stays below; without its own proc and sys the container's are not a second
+		// way to them.
+		for _, p := range []string{"/proc", "/sys"} {
+			c.try(call.Mount("", p, "", unix.MS_SLAVE|unix.MS_REC, ""), call.Ignore)
+			c.try(call.Umount2(p, unix.MNT_DETACH), call.Ignore)
+		}
+		c.do(call.MoveMount(c.root, "", call.CWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH))
+		c.do(call.Chroot("."))
+		c.do(call.Chdir("/"))
+	} else {
+		// The old root comes to lie on top of the new one, where "." is.
+		c.do(call.PivotRoot(".", "."))
+		if prop.flag != 0 && !prop.contained() {
+			c.do(call.Mount("", ".", "", unix.MS_SLAVE|unix.MS_REC, ""))
+		}
+		c.do(call.Umount2(".", unix.MNT_DETACH))
+		c.do(call.Chdir("/"))
+	}
+	if prop.flag != 0 && prop.flag != unix.MS_PRIVATE {
+		c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
+		f := uintptr(prop.flag)
+		if prop.rec {
+			f |= unix.MS_REC
+		}
+		c.do(call.Mount("", "/", "", f, ""))
+	}
+}
