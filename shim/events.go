@@ -45,7 +45,8 @@ const (
 )
 
 // A publisher forwards events to containerd in the order in which it was given them. It is one
-// goroutine and one queue; what can't be sent stays at the head of it.
+// goroutine and one queue; what can't be sent stays at the head of it. An event whose answer is
+// lost with containerd is sent again: better twice than never.
 type publisher struct {
 	address, namespace string
 

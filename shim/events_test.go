@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -100,7 +101,8 @@ func TestEventsOutliveContainerd(t *testing.T) {
 	second := &fakeContainerd{got: first.ids()}
 	serveEvents(t, path, second)
 	p.close(10 * time.Second)
-	wantIDs(t, second.ids(), 200)
+	// One whose answer was lost comes twice.
+	wantIDs(t, slices.Compact(second.ids()), 200)
 }
 
 func TestEventsRefused(t *testing.T) {

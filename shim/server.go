@@ -26,6 +26,7 @@ const (
 	listenFD = 3
 	// flushLimit bounds how long a shim that was told to go tries to get rid of its events.
 	flushLimit = 5 * time.Second
+	answerTime = 100 * time.Millisecond
 	// settleTime is how long after the last change the heap is given back to the kernel.
 	settleTime = 2 * time.Second
 )
@@ -62,7 +63,9 @@ func serve(flags *bootstrap.Flags) error {
 		return fmt.Errorf("serve ttrpc: %w", err)
 	}
 	events.close(flushLimit)
-	// The answer to the shutdown request is on its way; the connection is idle when it has gone.
+	// The answer to the shutdown request is still to be written, and ttrpc does not always
+	// know of a connection that it has a request to answer. containerd does not wait for this.
+	time.Sleep(answerTime)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	server.Shutdown(ctx)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/rsys-io/rsys/container"
+	"github.com/rsys-io/rsys/oci"
 )
 
 type eventSender interface {
@@ -183,26 +184,17 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	return &taskapi.CreateTaskResponse{Pid: uint32(c.init.pid)}, nil
 }
 
-const maxConfig = 10 << 20
-
 func readSpec(bundle string) (*specs.Spec, error) {
 	f, err := os.Open(filepath.Join(bundle, "config.json"))
 	if err != nil {
 		return nil, invalid("config.json: %v", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	data, err := io.ReadAll(io.LimitReader(f, oci.MaxConfig+1))
 	if err != nil {
 		return nil, fmt.Errorf("read config.json: %w", err)
 	}
-	if len(data) > maxConfig {
-		return nil, invalid("config.json: longer than %d bytes", maxConfig)
-	}
-	spec := new(specs.Spec)
-	if err := json.Unmarshal(data, spec); err != nil {
-		return nil, invalid("config.json: %v", err)
-	}
-	return spec, nil
+	return oci.Parse(data)
 }
 
 func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {

@@ -459,7 +459,14 @@ func TestTerminalSlowReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := startOnTerminal(t, slave, "head -c 200000 /dev/zero")
-	time.Sleep(100 * time.Millisecond)
+	last := 0
+	eventually(t, "a full pipe", func() bool {
+		n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		full := err == nil && n == last && n > 16000
+		last = n
+		time.Sleep(100 * time.Millisecond)
+		return full
+	})
 	cmd.Process.Kill()
 	cmd.Wait()
 	pio.exited()
