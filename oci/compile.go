@@ -44,8 +44,9 @@ type compiler struct {
 	ns   namespaces
 	exec bool // into a container
 
-	root call.Arg // the root directory's descriptor
-	late []lateReadonly
+	root   call.Arg // the root directory's descriptor
+	late   []lateReadonly
+	shared map[int]call.Arg // the sources of bind mounts that are open already
 }
 
 // Compile makes the Plan of a container.

@@ -2,7 +2,6 @@ package oci
 
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/rsys-io/rsys/rsys/call"
 )
 
 // CompileExec makes the Plan of a process in a container that runs. The child of it is in the container's
@@ -28,7 +27,6 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 	c.at("process", "")
 	c.session()
 	if proc.Terminal {
-		c.do(call.Umask(0))
 		c.terminal()
 	}
 	c.ownNull()

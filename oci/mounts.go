@@ -55,7 +55,7 @@ func (c *compiler) mounts() error {
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		c.at(item("mounts", i), m.Destination)
-		c.mount(m)
+		c.mount(i, m)
 		if c.full() {
 			return invalid(c.why, "more steps than %d", maxSteps)
 		}
@@ -63,7 +63,7 @@ func (c *compiler) mounts() error {
 	return nil
 }
 
-func (c *compiler) mount(m *specs.Mount) {
+func (c *compiler) mount(i int, m *specs.Mount) {
 	o := parseOptions(m.Options)
 	t := target{path: inside(m.Destination)}
 	if inProc[t.path] {
@@ -72,7 +72,11 @@ func (c *compiler) mount(m *specs.Mount) {
 	switch {
 	case o.bind:
 		t.kind = asSource
-		c.bind(m, &o, t)
+		tree, open := c.shared[i]
+		if !open {
+			tree = c.openSource(m, &o)
+		}
+		c.bind(tree, &o, t)
 	case m.Type == "cgroup" && !c.host.CgroupV2:
 		c.cgroupV1(m, &o, t)
 	case m.Type == "cgroup":
@@ -89,8 +93,8 @@ func (c *compiler) mount(m *specs.Mount) {
 	}
 }
 
-// bind makes a bind mount.
-func (c *compiler) bind(m *specs.Mount, o *mountOptions, t target) {
+// openSource clones what a bind mount is of.
+func (c *compiler) openSource(m *specs.Mount, o *mountOptions) call.Arg {
 	source := m.Source
 	if !path.IsAbs(source) {
 		source = path.Join(c.req.Bundle, source)
@@ -99,7 +103,11 @@ func (c *compiler) bind(m *specs.Mount, o *mountOptions, t target) {
 	if o.rec {
 		f |= unix.AT_RECURSIVE
 	}
-	tree := call.ResultOf(c.do(call.OpenTree(call.CWD, source, f)))
+	return call.ResultOf(c.do(call.OpenTree(call.CWD, source, f)))
+}
+
+// bind makes a bind mount of tree.
+func (c *compiler) bind(tree call.Arg, o *mountOptions, t target) {
 	if t.path == "proc" {
 		// Only a procfs may stand on /proc.
 		st := c.do(call.Fstatfs(tree))

@@ -160,14 +160,24 @@ func TestManyLayersAreNamedByTheirCommonParent(t *testing.T) {
 	}
 }
 
-func TestSharedPropagationDoesNotShareTheRoot(t *testing.T) {
-	for _, how := range []string{"rshared", "shared", "private", "slave", "unbindable"} {
-		p := compile(t, func(s *specs.Spec, _ *Request) { s.Linux.RootfsPropagation = how })
-		if index(t, p, `"/run/containerd/io.containerd.runtime.v2.task/default/c1", "", MS_PRIVATE`) > index(t, p, `mount("overlay"`) {
-			t.Errorf("%s: the mount that the root is mounted in is not made private first", how)
+func TestNoPropagationOfTheRootReachesTheHost(t *testing.T) {
+	for _, how := range []string{"", "rshared", "shared", "rslave", "slave", "runbindable", "unbindable", "rprivate", "private"} {
+		p := compile(t, func(s *specs.Spec, _ *Request) {
+			s.Linux.RootfsPropagation = how
+			s.Mounts = []specs.Mount{
+				{Destination: "/both", Source: "/b", Options: []string{"rbind", "rshared"}},
+				{Destination: "/in", Source: "/i", Options: []string{"rbind", "rslave"}},
+			}
+		})
+		cut := index(t, p, `mount("", "/", "", MS_REC|MS_`)
+		if cut > index(t, p, `mount("overlay"`) || cut > index(t, p, "move_mount") {
+			t.Errorf("%s: something is mounted before the host is out of reach", how)
 		}
-		if detach := index(t, p, "MNT_DETACH"); !strings.Contains(p.Steps[detach-1].Call.String(), `mount("", ".", "", MS_REC|MS_SLAVE`) {
-			t.Errorf("%s: unmounting the old root is seen outside", how)
+		if both := index(t, p, `open_tree(AT_FDCWD, "/b"`); (both < cut) != strings.HasSuffix(how, "shared") {
+			t.Errorf("%s: a source to be shared with the host is opened at %d, the host out of reach at %d", how, both, cut)
+		}
+		if index(t, p, `open_tree(AT_FDCWD, "/i"`) < cut {
+			t.Errorf("%s: a source that is not shared is opened too early", how)
 		}
 	}
 }

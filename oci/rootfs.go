@@ -19,24 +19,16 @@ const pageSize = 4096
 
 // rootfs makes the root file system and opens it. The mount table is the child's own copy by now.
 func (c *compiler) rootfs() error {
-	prop, known := propagationOptions[c.spec.Linux.RootfsPropagation]
+	c.openShared()
 	c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
-	if !known {
-		prop = propagationOptions["rslave"]
+	// Nothing that is mounted from here on is seen on the host.
+	flag := uint64(unix.MS_SLAVE)
+	if propagationOptions[c.spec.Linux.RootfsPropagation].flag == unix.MS_PRIVATE {
+		flag = unix.MS_PRIVATE
 	}
-	// With no propagation from here to the host nothing that is done below is seen there.
-	f := uintptr(prop.flag)
-	if prop.rec {
-		f |= unix.MS_REC
-	}
-	c.do(call.Mount("", "/", "", f, ""))
+	c.do(call.Mount("", "/", "", uintptr(flag)|unix.MS_REC, ""))
 
 	c.at("root", "")
-	if !prop.contained() {
-		if err := c.privateParent(c.req.Bundle); err != nil {
-			return err
-		}
-	}
 	mounted := path.Join(c.req.Bundle, "rootfs")
 	if len(c.req.Rootfs) > 0 {
 		c.try(call.Mkdirat(call.CWD, mounted, 0o711), mayExist)
@@ -54,9 +46,6 @@ func (c *compiler) rootfs() error {
 	c.at("root.path", root)
 	if len(c.req.Rootfs) > 0 && path.Clean(root) == mounted {
 		c.root = call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0)))
-		if !prop.contained() {
-			c.setattr(c.root, false, 0, 0, unix.MS_PRIVATE)
-		}
 		return nil
 	}
 	// pivot_root wants a mount point: the directory is bound onto itself.
@@ -68,24 +57,21 @@ func (c *compiler) rootfs() error {
 	return nil
 }
 
-// contained says that no mount of a tree with this propagation is seen outside.
-func (p propagation) contained() bool { return p.rec && p.flag != unix.MS_SHARED }
-
-// privateParent makes the mount that dir is in private, so that what is mounted below it
-// is not seen elsewhere. Which directory it is mounted on is found by trying.
-func (c *compiler) privateParent(dir string) error {
-	if strings.Count(dir, "/") > 100 {
-		return invalid("bundle", "a path of more than 100 directories")
+// openShared opens the sources of the bind mounts whose events are to be seen on the host as well. That has to
+// be while this namespace's mounts still are the peers of the host's: what is cloned from them is too, and stays so.
+func (c *compiler) openShared() {
+	if propagationOptions[c.spec.Linux.RootfsPropagation].flag != unix.MS_SHARED {
+		return
 	}
-	var tries []int
-	for ; dir != "/"; dir = path.Dir(dir) {
-		tries = append(tries, c.try(call.Mount("", dir, "", unix.MS_PRIVATE, ""), call.Tolerate(unix.EINVAL)))
+	c.shared = make(map[int]call.Arg)
+	for i := range c.spec.Mounts {
+		m := &c.spec.Mounts[i]
+		o := parseOptions(m.Options)
+		if n := len(o.propagation); o.bind && (n == 0 || o.propagation[n-1].flag == unix.MS_SHARED) {
+			c.at(item("mounts", i), m.Destination)
+			c.shared[i] = c.openSource(m, &o)
+		}
 	}
-	c.do(call.Mount("", "/", "", unix.MS_PRIVATE, ""))
-	for _, i := range tries {
-		c.okHere(i)
-	}
-	return nil
 }
 
 // rootMount does one mount of the create request.
@@ -208,9 +194,6 @@ func (c *compiler) enter() {
 	} else {
 		// The old root comes to lie on top of the new one, where "." is.
 		c.do(call.PivotRoot(".", "."))
-		if prop.flag != 0 && !prop.contained() {
-			c.do(call.Mount("", ".", "", unix.MS_SLAVE|unix.MS_REC, ""))
-		}
 		c.do(call.Umount2(".", unix.MNT_DETACH))
 		c.do(call.Chdir("/"))
 	}

@@ -14,6 +14,10 @@ import (
 // output that is its argument 1.
 func (c Call) String() string {
 	var b strings.Builder
+	if c.Nr == NrExpect && len(c.Args) == 4 {
+		c.formatExpect(&b)
+		return b.String()
+	}
 	b.WriteString(c.Name)
 	b.WriteByte('(')
 	n := 0
@@ -29,6 +33,21 @@ func (c Call) String() string {
 	}
 	b.WriteByte(')')
 	return b.String()
+}
+
+// formatExpect prints the condition as one.
+func (c Call) formatExpect(b *strings.Builder) {
+	b.WriteString("expect(")
+	c.Args[0].format(b)
+	if mask := c.Args[1]; mask.Int != -1 {
+		b.WriteString(" & ")
+		mask.format(b)
+	}
+	b.WriteString(" == ")
+	c.Args[2].format(b)
+	b.WriteString(", ")
+	c.Args[3].format(b)
+	b.WriteByte(')')
 }
 
 // hides says that argument i tells nothing that the one before doesn't.
