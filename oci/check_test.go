@@ -44,11 +44,8 @@ func check(t testing.TB, p *Plan) {
 		if s.OnError == call.Stop && s.SkipErr != 0 {
 			bad(i, "skips after an error that it may not have")
 		}
-		if z := false; true {
-			for q := s.OnError; q != 0; q >>= 8 {
-				z = z || q&0xff == 0
-			}
-			if z {
+		for q := s.OnError; q != 0; q >>= 8 {
+			if q&0xff == 0 {
 				bad(i, "a policy with a hole")
 			}
 		}

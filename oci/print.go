@@ -32,7 +32,7 @@ func (s *Step) reason() string {
 	return s.Why + " (" + s.About + ")"
 }
 
-// errors are the names of the errors that a policy goes on after.
+// tolerated are the names of the errors that a policy goes on after.
 func tolerated(p call.Policy) (names []string) {
 	for ; p != 0; p >>= 8 {
 		switch e := p & 0xff; {

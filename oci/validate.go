@@ -89,7 +89,7 @@ func refuse(spec *specs.Spec) error {
 			hooks []specs.Hook
 			name  string
 		}{
-			//nolint:staticcheck // deprecated is not gone
+			//lint:ignore SA1019 deprecated is not gone
 			{h.Prestart, "hooks.prestart"},
 			{h.CreateRuntime, "hooks.createRuntime"},
 			{h.CreateContainer, "hooks.createContainer"},
