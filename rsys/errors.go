@@ -36,7 +36,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // answer. It wraps [ErrGone], and the cause if the process was killed by us
 // for one.
 type DiedError struct {
-	Index int        // the step it was at; -1 if it was at none
+	Index int        // the step that it did not come to the end of; -1 if it was at none
 	Call  *call.Call // nil if it was at none
 	Exit  ExitStatus
 	Cause error // why we killed it: the context's error

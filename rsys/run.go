@@ -122,7 +122,7 @@ func (r *Run) request(steps []call.Step) error {
 		return err
 	}
 	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
-	return r.task.request(words)
+	return r.died(first, r.task.request(words))
 }
 
 // finish waits for the response. t.mu is held.
@@ -178,7 +178,7 @@ func (r *Run) Exec(ctx context.Context, steps ...call.Step) error {
 	return err
 }
 
-// died says at which step the process was when it ended, if that is how err came about.
+// died says which step the process did not come to the end of, if its death is how err came about.
 func (r *Run) died(first int, err error) error {
 	d, ok := err.(*DiedError)
 	if !ok {
