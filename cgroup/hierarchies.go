@@ -1,5 +1,7 @@
 package cgroup
 
+import "strings"
+
 // A Hierarchy is a mounted cgroup v1 hierarchy.
 type Hierarchy struct {
 	Mountpoint  string
@@ -18,4 +20,9 @@ func Hierarchies() (list []Hierarchy, v2 bool) {
 		}
 	}
 	return list, l.v2
+}
+
+// Path is the cgroup's path below its hierarchies; one relative to our own cgroup, in the first of them.
+func (c *Cgroup) Path() string {
+	return strings.TrimPrefix(c.dirs[0], c.layout.hierarchies[0].dir)
 }

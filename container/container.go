@@ -35,6 +35,7 @@ type Config struct {
 	Rootfs        []Mount
 	SystemdCgroup bool
 	NoPivotRoot   bool
+	NoNewKeyring  bool
 	Stdio         Stdio
 }
 
@@ -52,7 +53,8 @@ func (r *Runtime) Create(ctx context.Context, cfg Config) (*Container, error) {
 
 // A Container is a created container.
 type Container struct {
-	Init *Process
+	Init     *Process
+	Warnings []string // what of the config this kernel or runtime does not know, and may ignore
 	containerState
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/rsys-io/rsys/cgroup"
 	"github.com/rsys-io/rsys/namespaces"
 	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/oci/seccomp"
 	"github.com/rsys-io/rsys/rsys"
 	"github.com/rsys-io/rsys/rsys/call"
 )
@@ -27,6 +28,7 @@ type containerState struct {
 	bundle  string
 	spec    *specs.Spec
 	cgroup  *cgroup.Cgroup
+	seccomp *seccomp.Filter // compiled, for the execs
 
 	joinerMu sync.Mutex
 	joiner   *namespaces.Joiner // kept between execs
@@ -34,11 +36,17 @@ type containerState struct {
 }
 
 func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err error) {
-	plan, err := oci.Compile(cfg.Spec, request(cfg.ID, cfg.Bundle, cfg.Stdio, cfg), thisHost())
+	cg, err := cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
 	if err != nil {
 		return nil, err
 	}
-	cg, err := cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
+	req := request(cfg.Stdio)
+	req.ID, req.Bundle, req.NoPivotRoot, req.NoNewKeyring = cfg.ID, cfg.Bundle, cfg.NoPivotRoot, cfg.NoNewKeyring
+	req.Cgroup = cg.Path()
+	for _, m := range cfg.Rootfs {
+		req.Rootfs = append(req.Rootfs, oci.Mount(m))
+	}
+	plan, err := oci.Compile(cfg.Spec, req, thisHost())
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +54,8 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{containerState: containerState{runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg}}
+	c := &Container{Warnings: plan.Warnings, containerState: containerState{
+		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp}}
 	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
 	run.shim = (&creation{c: c, cfg: &cfg, from: stub.Task}).step
 	defer func() {
@@ -71,15 +80,9 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	return c, nil
 }
 
-func request(id, bundle string, stdio Stdio, cfg Config) oci.Request {
-	req := oci.Request{
-		ID: id, Bundle: bundle, NoPivotRoot: cfg.NoPivotRoot,
-	}
+func request(stdio Stdio) (req oci.Request) {
 	for i, f := range stdio.files() {
 		req.Fifos[i], req.Null[i] = f != nil, f == nil
-	}
-	for _, m := range cfg.Rootfs {
-		req.Rootfs = append(req.Rootfs, oci.Mount(m))
 	}
 	return req
 }

@@ -12,7 +12,9 @@ import (
 )
 
 func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
-	plan, err := oci.CompileExec(c.spec, spec, request(c.id, c.bundle, stdio, Config{}), thisHost())
+	req := request(stdio)
+	req.ID, req.Bundle, req.Cgroup, req.Seccomp = c.id, c.bundle, c.cgroup.Path(), c.seccomp
+	plan, err := oci.CompileExec(c.spec, spec, req, thisHost())
 	if err != nil {
 		return nil, err
 	}

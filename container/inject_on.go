@@ -51,7 +51,10 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 			return err
 		}
 	}
-	if r.injection.what == "kill" && r.task != nil {
+	if r.injection.what == "kill" {
+		if r.task == nil {
+			return stepError(s, fmt.Errorf("%s: no process yet to be killed", s.Name))
+		}
 		r.task.Child.Signal(unix.SIGKILL)
 		if s.Who == oci.Shim {
 			return nil // and see what becomes of it
