@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -74,6 +75,11 @@ func TestABadConfigIsRefusedAndNothingIsLeft(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := start(t)
+			if test.field == "" {
+				// containerd reads the spec before the shim does, fails, and
+				// leaves the bundle it was making.
+				e.MayLeave("directory " + filepath.Dir(e.Bundle("x")))
+			}
 			c := e.Container([]string{"true"})
 			info, err := c.Info(e.Ctx)
 			e.Must(err, "info")
@@ -81,12 +87,11 @@ func TestABadConfigIsRefusedAndNothingIsLeft(t *testing.T) {
 			info.Spec = &anypb.Any{TypeUrl: info.Spec.GetTypeUrl(), Value: bad}
 			_, err = e.Client.ContainerService().Update(e.Ctx, info, "spec")
 			e.Must(err, "put the bad spec")
-			err = c.TryCreate()
+			if err = createRaw(e, c.ID()); err == nil {
+				err = startRaw(e, c.ID())
+			}
 			if err == nil {
-				err = c.Task.Start(e.Ctx)
-				if err == nil {
-					t.Fatal("it was created and started")
-				}
+				t.Fatal("it was created and started")
 			}
 			if peer() {
 				return // that it is refused is all we ask of others
@@ -94,7 +99,8 @@ func TestABadConfigIsRefusedAndNothingIsLeft(t *testing.T) {
 			if test.field != "" && !strings.Contains(err.Error(), test.field) {
 				t.Errorf("the error does not name %s: %v", test.field, err)
 			}
-			if !errdefs.IsInvalidArgument(err) && test.field != "" {
+			byContainerd := strings.Contains(err.Error(), "failed to validate OCI runtime features")
+			if !errdefs.IsInvalidArgument(err) && test.field != "" && !byContainerd {
 				t.Errorf("the error is not an invalid argument: %v", err)
 			}
 		})

@@ -178,9 +178,10 @@ func TestPidsAreThoseOfTheContainersProcesses(t *testing.T) {
 		t.Errorf("pids are %v, want %v", got, want)
 	}
 	for _, pid := range got {
-		if p, ok := harness.ReadProc(pid); !ok || !strings.HasSuffix(p.Cmdline, "sleep 3600") {
-			t.Errorf("pid %d is %v", pid, p)
-		}
+		e.Eventually(fmt.Sprintf("process %d is sleep", pid), func() bool {
+			p, ok := harness.ReadProc(pid)
+			return ok && strings.HasSuffix(p.Cmdline, "sleep 3600")
+		})
 	}
 }
 

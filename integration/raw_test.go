@@ -65,3 +65,17 @@ func rootOf(e *harness.Env, c *harness.Container) string {
 }
 
 func unmountRoot(dir string) error { return mount.UnmountAll(dir, 0) }
+
+// createRaw has containerd create a task of a container. The client would
+// look at the spec itself before that.
+func createRaw(e *harness.Env, id string) error {
+	mounts, err := e.Client.SnapshotService("overlayfs").Mounts(e.Ctx, id)
+	e.Must(err, "mounts of the snapshot")
+	_, err = e.Client.TaskService().Create(e.Ctx, &tasks.CreateTaskRequest{ContainerID: id, Rootfs: mount.ToProto(mounts)})
+	return errgrpc.ToNative(err)
+}
+
+func startRaw(e *harness.Env, id string) error {
+	_, err := e.Client.TaskService().Start(e.Ctx, &tasks.StartRequest{ContainerID: id})
+	return errgrpc.ToNative(err)
+}
