@@ -19,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -120,6 +121,9 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
 		return nil, err
+	}
+	if spec.Linux == nil {
+		spec.Linux = new(specs.Linux)
 	}
 	if spec.Process != nil {
 		// The request says what is on the other side of the streams.
@@ -315,6 +319,11 @@ func (s *service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	if err != nil {
 		return nil, fmt.Errorf("list the processes of container %s: %w", r.ID, err)
 	}
+	if st, pid, _ := c.init.snapshot(); len(pids) == 0 && st == stopped {
+		// Like a process that nobody has waited for. A containerd that starts again forgets a task, and its
+		// exit status with it, that has no processes.
+		pids = []int{pid}
+	}
 	execs := make(map[int]string)
 	for _, p := range c.allExecs() {
 		if st, pid, _ := p.snapshot(); st == running {
@@ -397,15 +406,20 @@ func (s *service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	if err != nil {
 		return nil, fmt.Errorf("metrics of container %s: %w", r.ID, err)
 	}
-	m, ok := stats.(proto.Message)
-	if !ok {
-		return nil, fmt.Errorf("metrics of type %T: %w", stats, errdefs.ErrNotImplemented)
+	switch m := stats.(type) {
+	case interface { // encoded already
+		GetTypeUrl() string
+		GetValue() []byte
+	}:
+		return &taskapi.StatsResponse{Stats: &anypb.Any{TypeUrl: m.GetTypeUrl(), Value: m.GetValue()}}, nil
+	case proto.Message:
+		a, err := toAny(m)
+		if err != nil {
+			return nil, err
+		}
+		return &taskapi.StatsResponse{Stats: a}, nil
 	}
-	a, err := toAny(m)
-	if err != nil {
-		return nil, err
-	}
-	return &taskapi.StatsResponse{Stats: a}, nil
+	return nil, fmt.Errorf("metrics of type %T: %w", stats, errdefs.ErrNotImplemented)
 }
 
 func (s *service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {

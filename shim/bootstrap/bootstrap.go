@@ -56,11 +56,16 @@ func Start(args, env []string, input []byte) (answer []byte, err error) {
 	if len(path) > maxSocketPath {
 		return nil, failure("socket path " + path + " is longer than " + strconv.Itoa(maxSocketPath) + " bytes")
 	}
+	// containerd 1.7 finds the shim by this file after a restart, and the delete verb the socket, whatever
+	// becomes of this process from here on.
+	address := "unix://" + path
+	if err := writeFile(bundle+"/address", address); err != nil {
+		return nil, err
+	}
 	fd, err := listen(path)
 	if err != nil {
 		return nil, err
 	}
-	address := "unix://" + path
 	if fd >= 0 {
 		pid, err := startServer(bundle, flags, req, env, fd)
 		syscall.Close(fd)
@@ -73,10 +78,6 @@ func Start(args, env []string, input []byte) (answer []byte, err error) {
 			syscall.Unlink(path)
 			return nil, err
 		}
-	}
-	// containerd 1.7 finds the shim by this file after a restart, and the delete verb the socket.
-	if err := writeFile(bundle+"/address", address); err != nil {
-		return nil, err
 	}
 	return req.answer(address), nil
 }
