@@ -71,7 +71,8 @@ func (c *fakeContainer) note(call string) {
 	c.calls = append(c.calls, call)
 }
 
-func (c *fakeContainer) init() taskProcess { return c.main }
+func (c *fakeContainer) init() taskProcess  { return c.main }
+func (c *fakeContainer) warnings() []string { return []string{"what it does not know"} }
 
 func (c *fakeContainer) exec(_ context.Context, spec *specs.Process, _ container.Stdio) (taskProcess, error) {
 	if len(spec.Args) > 0 && spec.Args[0] == "bad" {

@@ -20,9 +20,8 @@ import (
 // configuration moves over as it is. CRI knows their type for runc's own shim only and sends
 // any other the same settings as TOML, in the generic options.
 //
-// Heeded are SystemdCgroup, NoPivotRoot, IoUid, IoGid and, by the start verb, ShimCgroup. Without
-// meaning here, and ignored: Root (there is no state directory), NoNewKeyring (none is made),
-// the criu paths (checkpoints are refused), the task API's address and version. BinaryName is
+// Heeded are SystemdCgroup, NoPivotRoot, NoNewKeyring, IoUid, IoGid and, by the start verb, ShimCgroup. Without
+// meaning here, and ignored: Root (there is no state directory), the criu paths (checkpoints are refused), the task API's address and version. BinaryName is
 // refused: whoever set it would run another runtime than they think.
 func parseOptions(a *anypb.Any) (*runcoptions.Options, error) {
 	opts := new(runcoptions.Options)
@@ -82,6 +81,8 @@ func parseTOML(body string, opts *runcoptions.Options) error {
 			opts.SystemdCgroup, err = strconv.ParseBool(tomlScalar(value))
 		case "nopivotroot":
 			opts.NoPivotRoot, err = strconv.ParseBool(tomlScalar(value))
+		case "nonewkeyring":
+			opts.NoNewKeyring, err = strconv.ParseBool(tomlScalar(value))
 		case "iouid":
 			err = tomlID(value, &opts.IoUid)
 		case "iogid":

@@ -18,6 +18,7 @@ type (
 	}
 	taskContainer interface {
 		init() taskProcess
+		warnings() []string
 		exec(context.Context, *specs.Process, container.Stdio) (taskProcess, error)
 		KillAll(unix.Signal) error
 		Pids() ([]int, error)
@@ -54,7 +55,8 @@ func (r realRuntime) create(ctx context.Context, cfg container.Config) (taskCont
 	return realContainer{c}, nil
 }
 
-func (c realContainer) init() taskProcess { return c.Init }
+func (c realContainer) init() taskProcess  { return c.Init }
+func (c realContainer) warnings() []string { return c.Warnings }
 
 func (c realContainer) exec(ctx context.Context, spec *specs.Process, stdio container.Stdio) (taskProcess, error) {
 	p, err := c.Exec(ctx, spec, stdio)

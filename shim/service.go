@@ -16,6 +16,7 @@ import (
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -147,7 +148,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	}
 	cfg := container.Config{
 		ID: r.ID, Bundle: r.Bundle, Spec: spec, SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
-		Stdio: pio.stdio,
+		NoNewKeyring: opts.NoNewKeyring, Stdio: pio.stdio,
 	}
 	for _, m := range r.Rootfs {
 		cfg.Rootfs = append(cfg.Rootfs, container.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -173,6 +174,9 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	if err != nil {
 		pio.close()
 		return nil, err
+	}
+	for _, w := range c.t.warnings() {
+		log.L.Warnf("container %s: %s", r.ID, w)
 	}
 	s.events.send(topicCreate, &eventsapi.TaskCreate{
 		ContainerID: r.ID,
