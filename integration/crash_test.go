@@ -337,7 +337,7 @@ func startToKill(t *testing.T) *harness.Env {
 	e := start(t)
 	if peer() {
 		e.MayLeave("socket /run/containerd/s/") // runc's shim removes it only when it ends well
-		e.MayLeave("cgroup ") // its delete does not know those of a create that was not done
+		e.MayLeave("cgroup ")                   // its delete does not know those of a create that was not done
 	}
 	return e
 }

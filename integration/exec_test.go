@@ -110,6 +110,14 @@ func TestAnExecIsKilled(t *testing.T) {
 	}{{"SIGKILL", syscall.SIGKILL, 137}, {"SIGTERM", syscall.SIGTERM, 143}, {"SIGUSR1", syscall.SIGUSR1, 138}} {
 		t.Run(test.name, func(t *testing.T) {
 			x := c.Exec(nil, c.Process([]string{"sleep", "3600"})).StartExec()
+			if peer() {
+				// runc answers before its init has become the program, and
+				// that one swallows signals.
+				e.Eventually("it has become sleep", func() bool {
+					p, ok := harness.ReadProc(int(x.Process.Pid()))
+					return ok && p.Comm == "sleep"
+				})
+			}
 			e.Must(x.Process.Kill(e.Ctx, test.sig), "kill the exec")
 			if got := x.WaitExec(); got.Code != test.code {
 				t.Errorf("exit code %d, want %d", got.Code, test.code)
