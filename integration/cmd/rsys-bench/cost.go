@@ -226,12 +226,27 @@ func (b *bench) memory() error {
 	return nil
 }
 
+// quiet waits until the shims of before have ended.
+func (b *bench) quiet(ctx context.Context) error {
+	for len(harness.Descendants()) > 1 {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("shims of before do not end: %v", harness.Descendants())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
 // weigh runs n containers and tells the overhead after the first, the second...
 func (b *bench) weigh(name string, n int, group oci.SpecOpts) ([]int, error) {
 	ctx, cancel := b.timeout(10 * time.Minute)
 	defer cancel()
 	var weights []int
 	own := map[int]bool{}
+	if err := b.quiet(ctx); err != nil {
+		return nil, err
+	}
 	base := b.overhead(own)
 	var ends []func() error
 	for range n {
