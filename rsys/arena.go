@@ -144,8 +144,11 @@ func (b *Block) Bytes() []byte {
 	return b.arena.mem[b.span.off : b.span.off+b.span.size : b.span.off+b.span.size]
 }
 
-// word is the 32-bit word at offset off, for atomic access and futexes. The
+// word is the 32-bit word at offset off, for atomic access and futexes.
+func (b *Block) word(off int) *atomic.Uint32 { return wordAt(b.Bytes()[off:]) }
+
+// wordAt is the 32-bit word that mem, of an arena, begins with. The
 // kernel and tasks write to it behind Go's back; it lies in no Go heap.
-func (b *Block) word(off int) *atomic.Uint32 {
-	return (*atomic.Uint32)(unsafe.Pointer(&b.Bytes()[off : off+4][0]))
+func wordAt(mem []byte) *atomic.Uint32 {
+	return (*atomic.Uint32)(unsafe.Pointer(&mem[:4][0]))
 }

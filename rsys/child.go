@@ -159,6 +159,20 @@ func (c *Child) Fetch(fd int) (*os.File, error) {
 }
 
 // kill kills a process that serves us; the first cause is the error of what it is at.
+// watchBirth is [Child.watchFutex] of a process that has yet to set its futex.
+func (c *Child) watchBirth(word *atomic.Uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.nest == nil {
+		return // it has left already
+	}
+	if word.Load() != 0 {
+		c.watch = c.nest.arena.monitor.watch(word, word.Load()&^futexOwnerDied, func() { c.leave(false) })
+		return
+	}
+	c.watch = c.nest.arena.monitor.watch(word, 0, func() { c.watchBirth(word) })
+}
+
 func (c *Child) kill(cause error) {
 	c.mu.Lock()
 	if c.cause == nil && !c.execed && !c.died {
@@ -167,7 +181,14 @@ func (c *Child) kill(cause error) {
 	c.mu.Unlock()
 	c.Signal(unix.SIGKILL)
 	// It may be in a call that no signal ends. Who waits is not to.
-	c.conn.shutdown()
+	c.hangUp()
+}
+
+// hangUp ends the channel, if there is one.
+func (c *Child) hangUp() {
+	if c.conn != nil {
+		c.conn.shutdown()
+	}
 }
 
 // monitor is the child monitor: it waits for the pidfd, in Go's poller, and
@@ -218,7 +239,7 @@ func (c *Child) leave(ended bool) {
 		// It left its memory and lives: execve is past the point of no return.
 		c.execed = true
 	}
-	c.conn.shutdown()
+	c.hangUp()
 	if c.watch != nil {
 		c.watch.cancel()
 	}
@@ -228,6 +249,9 @@ func (c *Child) leave(ended bool) {
 	}
 	close(c.left)
 }
+
+// futexOwnerDied is FUTEX_OWNER_DIED: the owner has exec'd or ended.
+const futexOwnerDied = 0x40000000
 
 // watchFutex has the futex monitor watch the process's futex.
 func (c *Child) watchFutex(word *atomic.Uint32) {

@@ -26,11 +26,12 @@ type CloneConfig struct {
 
 // What a clone needs of the arena, in one block.
 const (
-	nestArgs   = 0   // struct clone_args
-	nestFutex  = 128 // the robust futex, or just the futex word in it
-	nestStack  = 192 // the child's stack; the trampoline is at its end
-	nestSize   = 768
-	trampoline = nestSize - 32
+	nestArgs    = 0   // struct clone_args
+	nestFutex   = 96  // the robust futex, or just the futex word in it
+	nestRequest = 136 // of a child that serves nobody: its only request
+	nestStack   = 192 // the child's stack; the trampoline is at its end
+	nestSize    = 768
+	trampoline  = nestSize - 32
 )
 
 // Layout of the robust futex: a list head with one node, as set_robust_list(2) wants it.
@@ -103,10 +104,7 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	} else {
 		child.mem = &AddressSpace{ids.Add(1)}
 		robust = addr + nestFutex
-		put(nestFutex+robustNext, robust+robustNode)
-		offset := robustFutex - robustNode
-		put(nestFutex+robustOffset, uint64(offset))
-		put(nestFutex+robustNode, robust)
+		putRobust(mem, addr)
 	}
 	files := []*os.File{far}
 	if cfg.Cgroup != nil {
@@ -163,6 +161,15 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	child.sock = child.fds.handle(int(num))
 	child.inlet = child.sock
 	return int(res.Value), nil
+}
+
+// putRobust makes the robust futex of a nest at addr.
+func putRobust(mem []byte, addr uint64) {
+	put := func(off int, v uint64) { binary.NativeEndian.PutUint64(mem[nestFutex+off:], v) }
+	offset := robustFutex - robustNode
+	put(robustNext, addr+nestFutex+robustNode)
+	put(robustOffset, uint64(offset))
+	put(robustNode, addr+nestFutex)
 }
 
 const cmsgHdrSize = 16

@@ -3,7 +3,6 @@ package rsys
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ func (r *Run) Close() {
 			b.Free()
 		}
 	}
-	if c := r.task.Child; c.killed() {
+	if c := r.task.Child; c != nil && c.killed() {
 		go func() {
 			<-c.left
 			free()
@@ -162,20 +161,13 @@ func (r *Run) Exec(ctx context.Context, steps ...call.Step) error {
 		return err
 	}
 	err := r.finish(ctx, first)
-	var died *DiedError
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		return fmt.Errorf("rsys: a program to exec ended without execve")
-	case err == ErrGone:
+	case ErrGone:
 		return nil
-	case errors.As(err, &died) && died.Cause == nil:
-		if i := r.reached(first) - 1; i >= first {
-			if e := r.Result(i).Errno; e != 0 && !steps[i-first].OnError.Tolerates(e) {
-				return &StepError{i, r.steps[i].call, e}
-			}
-		}
 	}
-	return err
+	return r.failed(first, steps, err)
 }
 
 // died says which step the process did not come to the end of, if its death is how err came about.

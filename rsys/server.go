@@ -24,7 +24,8 @@ import (
 // A system call that returns on another stack than it was made on has made a
 // child. The child finds a function and its three arguments on top of its stack, and
 // jumps: that is the trampoline. The server as that function, with a new
-// channel, makes the child a task; its second argument, unless 0, is the address of a [robustFutex].
+// channel, makes the child a task; its second argument, unless 0, is the address of a robust futex that is
+// to be registered. With a third, the address of a request, the child serves nobody: it runs that request's program and exits.
 //
 // With all registers zero, as the kernel starts a program, it is the stub: it
 // receives four descriptors on descriptor 3, describes itself, and serves. See package stub.

@@ -17,6 +17,7 @@
 #define SYS_getpid          $39
 #define SYS_recvmsg         $47
 #define SYS_gettid          $186
+#define SYS_futex           $202
 #define SYS_exit_group      $231
 #define SYS_set_robust_list $273
 
@@ -27,8 +28,9 @@ TEXT ·server(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	JZ    stub
 
 task:
-	// DI: channel; SI: robust list head or 0, the futex word behind it.
+	// DI: channel; SI: robust list head or 0, the futex word behind it; DX: request or 0.
 	MOVQ DI, BX
+	MOVQ DX, R14
 	ANDQ $~15, SP
 	SUBQ $64, SP
 	MOVQ SP, R15
@@ -44,6 +46,8 @@ task:
 	MOVL  $24, SI
 	MOVL  SYS_set_robust_list, AX
 	SYSCALL
+	TESTQ R14, R14
+	JNZ  born
 
 respond:
 	MOVQ AX, 0(SP)
@@ -91,6 +95,17 @@ exit:
 	MOVL SYS_exit_group, AX
 	SYSCALL
 	UD2 // where a filter forbids even that
+
+born:
+	// Nobody is greeted; the word tells that it is set. Then the program, and the end.
+	LEAQ 24(R12), DI
+	MOVL $1, SI // FUTEX_WAKE
+	MOVL $0x7fffffff, DX
+	MOVL SYS_futex, AX
+	SYSCALL
+	MOVQ 8(R14), R12
+	MOVQ 16(R14), R13
+	JMP  step
 
 program:
 	MOVQ 8(SP), R12
@@ -316,6 +331,7 @@ measured:
 described:
 	MOVQ BX, DI
 	XORL SI, SI
+	XORL DX, DX
 	JMP  task
 
 	// The mark by which server.go finds the end.

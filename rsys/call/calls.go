@@ -296,3 +296,8 @@ func JoinSessionKeyring(name string) Call {
 func SetKeyPerm(key Arg, perm uint32) Call {
 	return sys("keyctl", unix.SYS_KEYCTL, flags(unix.KEYCTL_SETPERM, FormKeyctl), key, flags(perm, FormHex))
 }
+
+// FutexWait waits, if the word that it makes is still 0, until it is woken. The word is the step's output, argument 0.
+func FutexWait() Call {
+	return sys("futex", unix.SYS_FUTEX, Out(4), Int(0 /* FUTEX_WAIT */), Int(0), Null)
+}

@@ -1,0 +1,230 @@
+package rsys
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/rsys/call"
+)
+
+// A Born is a process that a task bore as its last act; see [Run.Bear].
+type Born struct {
+	Child *Child
+	Run   *Run // of the steps that the process runs by itself; their results are not to be trusted
+
+	cradle *Arena
+}
+
+// Birth is what a task is to bear.
+type Birth struct {
+	Before []call.Step // what the task does first; its last steps
+	After  []call.Step // what the process does, ending in execve; it may wait at a [call.FutexWait]
+}
+
+// Bear has the task run its last steps, clone a process, and exit. The
+// process runs steps of its own, with no channel to us, and ends if none of them is a
+// successful execve. Indices of After go on behind those of Before and the clone, which counts
+// as one.
+//
+// It is made to be seen by enemies. Between its birth and its execve whoever may ptrace it can do
+// what it could and read what it has. So it has nothing: it is a copy of a task that has
+// given up its privileges by then (that is what Before is for), without our arena
+// (MADV_DONTFORK), and with no descriptor but those that Before left open; this and the server's code apart, all
+// that it shares with us is the cradle, some pages of its own that hold its program, its stack and its futex.
+// What it writes there is believed for nothing but the error of its own exec.
+//
+// A filter that Before installs must allow clone, exit_group, gettid, set_robust_list and futex; with less, the exec is not
+// seen.
+func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
+	t := r.task
+	size := nestSize + 4096 + stepSize*len(b.After)
+	for i := range b.After {
+		for j := range b.After[i].Args {
+			size += argSize(&b.After[i].Args[j])
+		}
+	}
+	cradle, err := NewArena((size + 4095) &^ 4095)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			cradle.Close()
+		}
+	}()
+	base, err := t.layCradle(ctx, cradle)
+	if err != nil {
+		return nil, err
+	}
+	p := &Task{
+		arena: cradle, base: base, entry: t.entry, fds: newFDTable(t.fds),
+		mem: &AddressSpace{ids.Add(1)}, ns: t.ns.child(0),
+	}
+	born := &Born{Run: p.NewRun(), cradle: cradle}
+	nest, err := p.nest(cradle)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			born.Run.Close()
+			nest.Free()
+		}
+	}()
+	clone := call.Step{Call: p.cloneCall(nest)}
+	first := r.Len() + len(b.Before) + 1
+	for range first {
+		born.Run.Done(call.Call{}, 0)
+	}
+	if err := born.Run.encode(b.After); err != nil {
+		return nil, err
+	}
+	mem := nest.Bytes()
+	binary.NativeEndian.PutUint64(mem[nestRequest+8:], born.Run.steps[first].addr)
+	binary.NativeEndian.PutUint64(mem[nestRequest+16:], uint64(len(b.After)))
+
+	pid, err := r.deliver(ctx, append(append([]call.Step{}, b.Before...), clone, call.Step{Call: call.ExitGroup(0)}))
+	if err != nil {
+		return nil, err
+	}
+	if born.Child, err = newChild(pid, nil); err != nil {
+		return nil, err
+	}
+	p.Child = born.Child
+	born.Child.nest = nest
+	born.Child.watchBirth(nest.word(nestFutex + robustFutex))
+	return born, nil
+}
+
+// layCradle maps the cradle in the task, and keeps our arena out of its children.
+func (t *Task) layCradle(ctx context.Context, cradle *Arena) (base uint64, err error) {
+	fds, err := t.Pass(ctx, cradle.File())
+	if err != nil {
+		return 0, err
+	}
+	run := t.NewRun()
+	defer run.Close()
+	if err := run.Do(ctx,
+		call.Step{Call: call.Mmap(call.Null, cradle.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, fds[0].Arg(), 0)},
+		call.Step{Call: call.Close(fds[0].Arg())},
+		call.Step{Call: call.Call{Name: "madvise", Nr: unix.SYS_MADVISE, Args: []call.Arg{
+			call.Int(t.base), call.Int(t.arena.Size()), call.Int(unix.MADV_DONTFORK)}}},
+	); err != nil {
+		return 0, err
+	}
+	return uint64(run.Result(0).Value), nil
+}
+
+// nest prepares the robust futex and the trampoline of a process without a channel.
+func (t *Task) nest(arena *Arena) (*Block, error) {
+	nest, err := arena.Alloc(nestSize)
+	if err != nil {
+		return nil, err
+	}
+	mem, addr := nest.Bytes(), t.address(nest)
+	putRobust(mem, addr)
+	put := func(off int, v uint64) { binary.NativeEndian.PutUint64(mem[off:], v) }
+	put(trampoline+0, t.entry)
+	put(trampoline+8, ^uint64(0)) // no channel, and no stub
+	put(trampoline+16, addr+nestFutex)
+	put(trampoline+24, addr+nestRequest)
+	return nest, nil
+}
+
+// cloneCall is the old clone(2): seccomp filters let it pass where they know no clone3.
+func (t *Task) cloneCall(nest *Block) call.Call {
+	args := []call.Arg{{Int: unix.CLONE_PARENT, Form: call.FormClone}, call.Int(t.address(nest) + trampoline), call.Null, call.Null, call.Null}
+	return call.Call{Name: "clone", Nr: unix.SYS_CLONE, Args: args}
+}
+
+// deliver runs the task's last steps, of which the last two are clone and exit_group, and
+// returns the clone's result. It is read from memory: no descriptor may be left to answer by.
+func (r *Run) deliver(ctx context.Context, steps []call.Step) (pid int, err error) {
+	t := r.task
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first := len(r.steps)
+	if err := r.request(steps); err != nil {
+		return 0, err
+	}
+	err = r.finish(ctx, first)
+	clone := first + len(steps) - 2
+	if res := r.Result(clone); res.Ran && res.Errno == 0 && res.Value > 0 {
+		if e, ok := err.(*DiedError); ok && e.Cause != nil {
+			// The context ended just then; the process is there all the same.
+			unix.Kill(int(res.Value), unix.SIGKILL)
+			unix.Wait4(int(res.Value), nil, 0, nil)
+			return 0, err
+		}
+		return int(res.Value), nil
+	}
+	if err == nil {
+		err = fmt.Errorf("rsys: task did not bear a process")
+	}
+	return 0, r.failed(first, steps, err)
+}
+
+// failed finds what failed in the memory of a process that died without an answer.
+func (r *Run) failed(first int, steps []call.Step, err error) error {
+	var died *DiedError
+	if errors.As(err, &died) && died.Cause == nil {
+		if i := r.reached(first) - 1; i >= first {
+			if e := r.Result(i).Errno; e != 0 && !steps[i-first].OnError.Tolerates(e) {
+				return &StepError{i, r.steps[i].call, e}
+			}
+		}
+	}
+	return err
+}
+
+// Open lets the process go on that waits at step, a [call.FutexWait].
+func (b *Born) Open(step int) {
+	word := wordAt(b.Run.steps[step].outs[0].mem)
+	word.Store(1)
+	futexWakeAll(word)
+}
+
+// Await waits until the process has exec'd, which is nil, or what failed.
+func (b *Born) Await(ctx context.Context) error {
+	select {
+	case <-b.Child.left:
+	case <-ctx.Done():
+		b.Child.kill(context.Cause(ctx))
+		<-b.Child.left
+	}
+	if b.Child.Execed() {
+		return nil
+	}
+	<-b.Child.exited
+	first := 0
+	for first < len(b.Run.steps) && b.Run.steps[first].at == nil {
+		first++
+	}
+	reached := b.Run.reached(first)
+	if i := reached - 1; i >= first {
+		if e := b.Run.Result(i).Errno; e != 0 && reached == len(b.Run.steps) || e != 0 && b.Child.endedByItself() {
+			return &StepError{i, b.Run.steps[i].call, e}
+		}
+	}
+	b.Child.mu.Lock()
+	cause := b.Child.cause
+	b.Child.mu.Unlock()
+	return b.Run.died(first, &DiedError{Index: -1, Exit: b.Child.status, Cause: cause})
+}
+
+// endedByItself reports whether the process ran to the end of its program.
+func (c *Child) endedByItself() bool {
+	status, ok := c.status.Exited()
+	return ok && status == 0
+}
+
+// Close frees the cradle. The process must have left it.
+func (b *Born) Close() error {
+	<-b.Child.left
+	b.Run.Close()
+	return b.cradle.Close()
+}
