@@ -97,7 +97,7 @@ var image = sync.OnceValues(func() ([]byte, error) {
 
 // Start starts a containerd and loads the image into it.
 func Start(cfg Config) (_ *Daemon, err error) {
-	dir, err := os.MkdirTemp("", "rsys-it-")
+	dir, err := os.MkdirTemp(os.Getenv(isolated), "containerd-")
 	if err != nil {
 		return nil, err
 	}

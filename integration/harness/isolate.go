@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// isolated is the variable by which the second run knows that it is that, and
+// where to put its files: a directory that the first one removes.
 const isolated = "RSYS_ISOLATED"
 
 // Isolate continues the program in a mount namespace of its own: it runs the
@@ -46,10 +48,15 @@ func runIsolated() int {
 		fmt.Fprintln(os.Stderr, "harness:", err)
 		return 1
 	}
+	dir, err := os.MkdirTemp("", "rsys-it-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		return 1
+	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP)
 	inner, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
-		Env: append(os.Environ(), isolated+"=1"), Files: []uintptr{0, 1, 2},
+		Env: append(os.Environ(), isolated+"="+dir), Files: []uintptr{0, 1, 2},
 		Sys: &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL},
 	})
 	if err != nil {
@@ -75,6 +82,12 @@ func runIsolated() int {
 		case pid == inner:
 			// Whatever the way it ended, nothing of it may go on running.
 			killAll(os.Getpid())
+			_ = os.RemoveAll(dir)
+			for _, kind := range []string{"it", "bench"} {
+				for _, cgroup := range cgroupDirs(fmt.Sprintf("rsys-%s-%d", kind, inner)) {
+					_ = unix.Rmdir(cgroup)
+				}
+			}
 			if st.Exited() {
 				return st.ExitStatus()
 			}
