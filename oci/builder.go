@@ -18,7 +18,7 @@ type builder struct {
 const maxSteps = 1 << 17
 
 func newBuilder(steps int) *builder {
-	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
+	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
 }
 
 // item is the path of an element of a list in the config.
@@ -28,6 +28,9 @@ func item(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]"
 func (b *builder) at(why, about string) { b.why, b.about = why, about }
 
 func (b *builder) add(who Who, c call.Call, p call.Policy) int {
+	if who == Child && b.Birth >= 0 {
+		who = Born
+	}
 	b.Steps = append(b.Steps, Step{
 		Step: call.Step{Call: c, OnError: p},
 		Who:  who, Phase: b.phase, Why: b.why, About: b.about,

@@ -17,6 +17,8 @@ type Request struct {
 	Fifos        [3]bool         // standard files that are to belong to the process's user
 	Null         [3]bool         // standard files that are the host's null device
 	Seccomp      *seccomp.Filter // linux.seccomp as another Plan of this container has it; nil to compile it
+	Born         bool            // the process is to be born unprivileged
+	Program      string          // the path of what is executed; process.args[0], to be found in PATH, if not given
 	Cgroup       string          // the container's cgroup below each v1 hierarchy; linux.cgroupsPath if not given
 }
 
@@ -44,6 +46,8 @@ type compiler struct {
 	ns   namespaces
 	exec bool // into a container
 
+	place birthPlace
+
 	root   call.Arg // the root directory's descriptor
 	late   []lateReadonly
 	shared map[int]call.Arg // the sources of bind mounts that are open already
@@ -63,6 +67,9 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 		spec = &s
 	}
 	c := &compiler{builder: newBuilder(512), spec: spec, proc: spec.Process, req: req, host: host, ns: namespacesOf(spec)}
+	if err := c.filter(); err != nil {
+		return nil, err
+	}
 	c.birth()
 
 	c.at("process", "")
@@ -79,6 +86,7 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := c.dev(); err != nil {
 		return nil, err
 	}
+	c.hooks(Prestart, CreateRuntime, CreateContainer)
 	c.sysctls()
 	if err := c.readonlyPaths(); err != nil {
 		return nil, err
@@ -97,9 +105,15 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	c.close(c.root)
 	c.readPasswd()
 	c.lookup()
+	c.phase = Start
+	c.hooks(StartContainer)
 	if err := c.start(); err != nil {
 		return nil, err
 	}
+	c.phase = Started
+	c.hooks(Poststart)
+	c.phase = Deleted
+	c.hooks(Poststop)
 	return c.Plan, nil
 }
 

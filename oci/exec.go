@@ -5,7 +5,8 @@ import (
 )
 
 // CompileExec makes the Plan of a process in a container that runs. The child of it is in the container's
-// namespaces already, its root and working directory are the container's root.
+// namespaces already, its root and working directory are the container's root; with [Request.Born] it is outside
+// the PID namespace that its children are born into.
 func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) (*Plan, error) {
 	if spec == nil || proc == nil {
 		return nil, invalid("process", "missing")
@@ -23,6 +24,10 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 		spec = &s
 	}
 	c := &compiler{builder: newBuilder(128), spec: spec, proc: proc, req: req, host: host, exec: true}
+	if err := c.filter(); err != nil {
+		return nil, err
+	}
+	c.place = c.placeOfBirth(c.Seccomp)
 	c.birth()
 	c.at("process", "")
 	c.session()

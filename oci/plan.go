@@ -18,6 +18,7 @@ type Who uint8
 const (
 	Child Who = iota // the container's process, by a remote system call
 	Shim             // the shim, outside; the call's Name says what, its Nr is NrShim
+	Born             // the process that the child bore, by itself
 )
 
 // NrShim stands for the number of a call that the shim performs. It is none of the kernel's.
@@ -31,14 +32,17 @@ const (
 	CloneChild   = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
 	PassStdio    = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
 	WriteProc    = "write"         // write argument 1 to the file argument 0 of /proc/<child>
+	RunHook      = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 
 // Phase is the request of the runtime specification during which a step runs.
 type Phase uint8
 
 const (
-	Create Phase = iota
-	Start        // ends in execve
+	Create  Phase = iota
+	Start         // ends in execve
+	Started       // the rest of the Start request, when the program runs
+	Deleted       // the end of the Delete request, when there is nothing else left
 )
 
 // A Step is one thing done. Indices in its arguments count from the Plan's first step.
@@ -58,17 +62,19 @@ type Plan struct {
 	Steps []Step
 
 	// What the runtime wants to know of a run, as indices into Steps; -1 if not there.
+	Birth    int // the child's last step, by which the process is born that goes on
 	Terminal int // the step that returns the pseudoterminal's master
 	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
 	Lookup   Lookup
 
+	Hooks    []Hook          // what RunHook steps run
 	Seccomp  *seccomp.Filter // what linux.seccomp became; nil if it is not there
 	Warnings []string        // what was left out because this kernel or runtime does not know it, as the specification allows
 }
 
 // Lookup is the search for the program to run. Every candidate path has a
 // step which succeeds if an executable file is there; the execve steps, one
-// a candidate and in the same order, are the Plan's last.
+// a candidate and in the same order, are the last of the Start phase.
 type Lookup struct {
 	Name       string // process.args[0]
 	Candidates []string

@@ -11,17 +11,11 @@ import (
 )
 
 func (w Who) String() string {
-	if w == Shim {
-		return "shim"
-	}
-	return "child"
+	return [...]string{"child", "shim", "born"}[w]
 }
 
 func (p Phase) String() string {
-	if p == Start {
-		return "start"
-	}
-	return "create"
+	return [...]string{"create", "start", "started", "deleted"}[p]
 }
 
 // reason is the step's field and what it is about.
@@ -78,11 +72,22 @@ func (p *Plan) Print(w io.Writer) error {
 			}
 		}
 		b.WriteByte('\n')
+		for _, h := range p.program(s) {
+			fmt.Fprintf(b, "       hook    %s\n", h.Call)
+		}
 	}
 	for _, n := range p.Warnings {
 		fmt.Fprintf(b, "warning: %s\n", n)
 	}
 	return b.Flush()
+}
+
+// program is what the process that s is about does by itself.
+func (p *Plan) program(s *Step) []call.Step {
+	if s.Name != RunHook || s.Who != Shim {
+		return nil
+	}
+	return p.Hooks[s.Args[0].Int].Steps
 }
 
 type jsonStep struct {
@@ -92,6 +97,7 @@ type jsonStep struct {
 	Call    string   `json:"call"`
 	Why     string   `json:"why"`
 	About   string   `json:"about,omitempty"`
+	Program []string `json:"program,omitempty"` // of a hook in the container's namespaces
 	MayFail []string `json:"mayFail,omitempty"`
 	IfOK    int      `json:"ifOK,omitempty"`    // the step that comes after success, if it is not the next
 	IfError int      `json:"ifError,omitempty"` // the same for an error that it may have
@@ -127,6 +133,9 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 		}
 		if s.OnError != 0 && s.SkipErr != 0 {
 			o.IfError = i + 1 + s.SkipErr
+		}
+		for _, h := range p.program(s) {
+			o.Program = append(o.Program, h.Call.String())
 		}
 		j.Steps[i] = o
 	}

@@ -35,7 +35,9 @@ func (c *compiler) session() {
 		c.do(call.SetKeyPerm(call.ResultOf(k), 0x3f1b0000))
 		c.errHere(k)
 	}
-	c.do(call.Setsid())
+	if c.place == notBorn {
+		c.do(call.Setsid())
+	}
 }
 
 // makeCwd makes the working directory if it is not there. The root has been entered.
@@ -95,7 +97,9 @@ func (c *compiler) start() error {
 	c.phase = Start
 	p := c.proc
 	c.at("process", "")
-	c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(0)))
+	if c.place == notBorn { // what is born does not inherit it
+		c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(0)))
+	}
 	uid, gid := int(p.User.UID), int(p.User.GID)
 	if uid != 0 && !p.Terminal {
 		for fd, is := range c.req.Fifos {
@@ -143,10 +147,7 @@ func (c *compiler) start() error {
 	wd := c.do(call.Getcwd(4096))
 	c.do(call.Expect(call.Int32Of(wd, 0, 0), 0xff, '/', unix.EXDEV))
 
-	filter, err := c.filter()
-	if err != nil {
-		return err
-	}
+	filter := c.Seccomp
 	// A filter is installed by those who gain nothing by it: with no_new_privs, or with this capability.
 	var keep uint64
 	if filter != nil && !p.NoNewPrivileges {
@@ -160,7 +161,14 @@ func (c *compiler) start() error {
 		c.do(call.Capset(sysAdmin, ^uint64(0)>>(63-c.host.lastCap()), 0))
 	}
 	c.at("process", "")
-	c.do(call.CloseRange(3, ^uint32(0), unix.CLOSE_RANGE_CLOEXEC))
+	if c.place == notBorn {
+		c.do(call.CloseRange(3, ^uint32(0), unix.CLOSE_RANGE_CLOEXEC))
+	} else {
+		c.do(call.CloseRange(3, ^uint32(0), 0))
+	}
+	if c.place == filterAfter {
+		c.bear()
+	}
 	if filter != nil {
 		c.at("linux.seccomp", "")
 		prog := make([]byte, 0, 8*len(filter.Instructions))
@@ -174,24 +182,26 @@ func (c *compiler) start() error {
 	if keep != 0 && caps.given {
 		c.applyCaps(&caps, 0)
 	}
+	if c.place == filterBefore {
+		c.bear()
+	}
 	c.execve(cleanEnv(p.Env))
 	return nil
 }
 
-// filter is the compiled seccomp profile; nil if there is none.
-func (c *compiler) filter() (*seccomp.Filter, error) {
+// filter compiles the seccomp profile, if there is one.
+func (c *compiler) filter() (err error) {
 	filter := c.req.Seccomp
 	if filter == nil {
-		var err error
 		if filter, err = seccomp.Compile(c.spec.Linux.Seccomp, runtime.GOARCH); err != nil {
-			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
 	if filter != nil && filter.Notify {
-		return nil, notYet("linux.seccomp: SCMP_ACT_NOTIFY")
+		return notYet("linux.seccomp: SCMP_ACT_NOTIFY")
 	}
 	c.Seccomp = filter
-	return filter, nil
+	return nil
 }
 
 // cleanEnv leaves the last of each variable, and no empty HOME: that is to be found out.

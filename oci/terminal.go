@@ -41,7 +41,9 @@ func (c *compiler) terminal() {
 		c.try(call.Fchown(peer, int(uid), -1), mayNotChown)
 		c.at("process.terminal", "")
 	}
-	c.do(call.Ioctl(peer, "TIOCSCTTY", unix.TIOCSCTTY, call.Int(0)))
+	if c.place == notBorn {
+		c.do(call.Ioctl(peer, "TIOCSCTTY", unix.TIOCSCTTY, call.Int(0)))
+	}
 	if !c.exec {
 		c.console(peer)
 	}
