@@ -20,8 +20,9 @@ import (
 // configuration moves over as it is. CRI knows their type for runc's own shim only and sends
 // any other the same settings as TOML, in the generic options.
 //
-// Heeded are SystemdCgroup, NoPivotRoot, NoNewKeyring, IoUid, IoGid and, by the start verb, ShimCgroup. Without
-// meaning here, and ignored: Root (there is no state directory), the criu paths (checkpoints are refused), the task API's address and version. BinaryName is
+// Heeded are SystemdCgroup, NoPivotRoot, NoNewKeyring, IoUid, IoGid and, by the start verb, which
+// sees runc's type only, ShimCgroup. Without meaning here, and ignored: Root (there is no state directory),
+// the criu paths (checkpoints are refused), the task API's address and version. BinaryName is
 // refused: whoever set it would run another runtime than they think.
 func parseOptions(a *anypb.Any) (*runcoptions.Options, error) {
 	opts := new(runcoptions.Options)

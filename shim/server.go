@@ -28,7 +28,10 @@ const (
 	flushLimit = 5 * time.Second
 	answerTime = 100 * time.Millisecond
 	// settleTime is how long after the last change the heap is given back to the kernel.
-	settleTime = 2 * time.Second
+	settleTime = 300 * time.Millisecond
+	// settledGC keeps the heap of a shim small that only serves what is there. Until then the start verb's
+	// setting holds.
+	settledGC = 40
 )
 
 // serve is the server: it runs until containerd asks it to shut down.
@@ -176,12 +179,16 @@ func handleSignals(svc *service) {
 	}
 }
 
-// A settler gives the garbage of a creation or deletion back to the kernel when it is over: what a
-// shim keeps while it idles is what a node pays a container.
+// A settler gives the garbage of creations and deletions back to the kernel when they are over: what a
+// shim keeps while it idles is what a node pays a container. It is one collection, not more: each
+// has a price in the collector's own memory, which is not given back.
 type settler struct{ timer *time.Timer }
 
 func newSettler() *settler {
-	t := time.AfterFunc(time.Hour, debug.FreeOSMemory)
+	t := time.AfterFunc(time.Hour, func() {
+		debug.SetGCPercent(settledGC)
+		debug.FreeOSMemory()
+	})
 	t.Stop()
 	return &settler{t}
 }

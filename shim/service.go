@@ -214,6 +214,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	if err != nil {
 		return nil, err
 	}
+	if r.ExecID == "" {
+		s.settled()
+	}
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
@@ -231,13 +234,13 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 			return nil, err
 		}
 		s.set(r.ID, nil)
+		s.settled()
 	} else {
 		if err := p.deleteExec(); err != nil {
 			return nil, err
 		}
 		c.removeExec(r.ExecID)
 	}
-	s.settled()
 	_, pid, exit := p.snapshot()
 	return &taskapi.DeleteResponse{Pid: uint32(pid), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
 }

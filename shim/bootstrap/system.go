@@ -150,8 +150,9 @@ func serverEnv(env []string, ttrpc string) []string {
 			out = append(out, e)
 		}
 	}
-	// Few processors, few stacks and caches; a shim waits nearly always.
-	return append(out, "TTRPC_ADDRESS="+ttrpc, "GOMAXPROCS=2", "GOGC=40")
+	// Few processors, few stacks and caches; a shim waits nearly always. No collection while a container is
+	// created, which would cost time then, and memory ever after; the server collects when it is done.
+	return append(out, "TTRPC_ADDRESS="+ttrpc, "GOMAXPROCS=2", "GOGC=400")
 }
 
 // adjustOOM makes the kernel prefer the shim to containerd when memory is short, as containerd's
