@@ -13,7 +13,7 @@ func TestPlanVerb(t *testing.T) {
 	bundle := newBundle(t, `{"ociVersion":"1.2.0","process":{"args":["sh"],"cwd":"/","user":{"uid":0,"gid":0}},
 		"root":{"path":"rootfs"},"linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}}`)
 	var out bytes.Buffer
-	if err := printPlan([]string{bundle}, &out); err != nil || !strings.Contains(out.String(), "execve") {
+	if err := printPlan([]string{bundle}, &out); err != nil || !strings.Contains(out.String(), "setresuid") {
 		t.Errorf("%v: %s", err, out.String())
 	}
 	out.Reset()
