@@ -51,12 +51,16 @@ func (c *Container) sharesPID() bool {
 	return true
 }
 
-func (c *Container) delete(context.Context) error {
+func (c *Container) delete(ctx context.Context) error {
 	if err := c.Init.Close(); err != nil {
 		return err
 	}
 	c.dropJoiner()
-	return c.removeCgroup()
+	if err := c.removeCgroup(); err != nil {
+		return err
+	}
+	c.runPoststop(ctx)
+	return nil
 }
 
 func (c *Container) removeCgroup() error {
@@ -65,7 +69,7 @@ func (c *Container) removeCgroup() error {
 
 // cleanup works from config.json: what a container has beyond its processes, its
 // cgroup, can be told from there. Processes that had not become the container's die with the shim.
-func cleanup(_ context.Context, id, bundle string, systemd bool) (Exit, error) {
+func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error) {
 	exit := Exit{Status: 128 + uint32(unix.SIGKILL), At: time.Now()}
 	config, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -85,5 +89,7 @@ func cleanup(_ context.Context, id, bundle string, systemd bool) (Exit, error) {
 	if err != nil {
 		return exit, err
 	}
-	return exit, errors.Join(cg.Kill(), cg.Delete())
+	err = errors.Join(cg.Kill(), cg.Delete())
+	cleanupPoststop(ctx, id, bundle, spec)
+	return exit, err
 }

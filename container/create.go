@@ -29,6 +29,7 @@ type containerState struct {
 	spec    *specs.Spec
 	cgroup  *cgroup.Cgroup
 	seccomp *seccomp.Filter // compiled, for the execs
+	poststop
 
 	joinerMu sync.Mutex
 	joiner   *namespaces.Joiner // kept between execs
@@ -57,12 +58,14 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	c := &Container{Warnings: plan.Warnings, containerState: containerState{
 		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp}}
 	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
+	c.keepPoststop(run)
 	run.shim = (&creation{c: c, cfg: &cfg, from: stub.Task}).step
 	defer func() {
 		if err != nil {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 			defer cancel()
 			err = errors.Join(err, run.abandon(ctx), c.removeCgroup())
+			c.runPoststop(context.WithoutCancel(ctx))
 		}
 	}()
 	if err := run.through(ctx, run.phase(oci.Start)); err != nil {
@@ -110,6 +113,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About)
 		return err
+	case oci.RunHook:
+		return k.c.hook(ctx, r, s)
 	case oci.CloneChild:
 		return k.clone(ctx, r, uint64(s.Args[0].Int))
 	default:

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -13,7 +14,7 @@ import (
 
 func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
 	req := request(stdio)
-	req.ID, req.Bundle, req.Cgroup, req.Seccomp = c.id, c.bundle, c.cgroup.Path(), c.seccomp
+	req.ID, req.Bundle, req.Cgroup, req.Seccomp, req.Born = c.id, c.bundle, c.cgroup.Path(), c.seccomp, bornUnprivileged
 	plan, err := oci.CompileExec(c.spec, spec, req, thisHost())
 	if err != nil {
 		return nil, err
@@ -43,7 +44,9 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 		return fmt.Errorf("process.terminal: %w", err)
 	}
 	p.pty = pty
-	p.adopt(r.task.Child)
+	if r.plan.Birth < 0 {
+		p.adopt(r.task.Child)
+	}
 	return nil
 }
 
@@ -59,12 +62,18 @@ func (c *Container) cloneExec(ctx context.Context, r *run) error {
 	if dir != nil {
 		defer dir.Close()
 	}
-	task, err := joiner.Spawn(ctx, 0, dir)
-	if err != nil {
-		return err
+	task, err := joiner.Outsider(ctx, dir)
+	if err == nil && r.plan.Birth < 0 {
+		outsider := task
+		task, err = namespaces.Spawn(ctx, outsider, 0, dir)
+		outsider.Kill()
+		_, waitErr := outsider.Child.Wait(ctx)
+		err = errors.Join(err, waitErr)
 	}
-	r.cloned(task)
-	return nil
+	if task != nil {
+		r.cloned(task)
+	}
+	return err
 }
 
 // keptJoiner is the container's joiner, made at its first exec and again if it was killed.

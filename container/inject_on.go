@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys/call"
 )
 
 // InjectAnnotation has a fault injected into a container's Plan or into its
@@ -35,6 +36,12 @@ func injection(spec *specs.Spec, plan string) injected {
 		at = -1
 	}
 	return injected{at, f[2]}
+}
+
+// after is the injection counted from step n.
+func (i injected) after(n int) injected {
+	i.at -= n
+	return i
 }
 
 // inject is called before steps [from, end) are run. If the fault is for one of
@@ -67,4 +74,23 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 		}
 	}
 	return nil
+}
+
+// injectInto puts the fault into steps, of which the first is step from of the Plan: it
+// is for those that run without us. There, to be killed is to write to address 0.
+func (r *run) injectInto(steps []call.Step, from int) {
+	at := r.injection.at - from
+	if at < 0 || at >= len(steps) {
+		return
+	}
+	s := &steps[at]
+	name := s.Name
+	s.Call = call.Store32(call.Null, call.Null)
+	for e := unix.Errno(1); e < 134; e++ {
+		if unix.ErrnoName(e) == r.injection.what {
+			s.Call = call.Expect(call.Null, 1, 1, e)
+		}
+	}
+	s.Name = name
+	s.OnError, s.SkipOK, s.SkipErr = call.Stop, 0, 0
 }

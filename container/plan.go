@@ -21,6 +21,7 @@ type run struct {
 	next  int // the step to be done next
 	steps *rsys.Run
 	task  *rsys.Task
+	born  *rsys.Born // by the task, if the Plan has a birth
 	shim  shimSteps
 
 	injection injected
@@ -61,7 +62,15 @@ func (r *run) through(ctx context.Context, end int) error {
 
 // exec carries the rest of the Plan out, which ends in execve.
 func (r *run) exec(ctx context.Context) error {
-	from, end := r.next, len(r.plan.Steps)
+	end := r.startEnd()
+	last := end
+	for last > r.next && r.plan.Steps[last-1].Who == oci.Child {
+		last--
+	}
+	if err := r.through(ctx, last); err != nil {
+		return err
+	}
+	from := r.next
 	if err := r.inject(ctx, from, end); err != nil {
 		return err
 	}
@@ -69,11 +78,7 @@ func (r *run) exec(ctx context.Context) error {
 }
 
 func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ...call.Step) error) error {
-	steps := make([]call.Step, 0, end-from)
-	for i := from; i < end; i++ {
-		steps = append(steps, r.plan.Steps[i].Step)
-	}
-	return r.explain(do(ctx, steps...))
+	return r.explain(do(ctx, r.callSteps(from, end)...))
 }
 
 // explain says of an error whose step it is.
@@ -103,6 +108,9 @@ func stepError(s *oci.Step, err error) error {
 	return fmt.Errorf("%s (%s): %w", s.Why, s.About, err)
 }
 
+// startEnd is the index behind the steps of the start, which end in execve.
+func (r *run) startEnd() int { return r.phase(oci.Started) }
+
 // cloned takes note of the child, once there is one: from now on steps can be its.
 func (r *run) cloned(task *rsys.Task) {
 	r.task = task
@@ -112,10 +120,10 @@ func (r *run) cloned(task *rsys.Task) {
 	}
 }
 
-// phase is the index of the first step of a phase.
+// phase is the index of the first step of a phase, or of a later one.
 func (r *run) phase(p oci.Phase) int {
 	for i := range r.plan.Steps {
-		if r.plan.Steps[i].Phase == p {
+		if r.plan.Steps[i].Phase >= p {
 			return i
 		}
 	}
@@ -126,10 +134,7 @@ func (r *run) phase(p oci.Phase) int {
 // program that could not be executed.
 func (r *run) lookup() error {
 	return r.plan.Lookup.Error(func(step int) (unix.Errno, bool) {
-		if step >= r.steps.Len() {
-			return 0, false
-		}
-		res := r.steps.Result(step)
+		res := r.result(step)
 		return res.Errno, res.Ran
 	})
 }
@@ -191,5 +196,9 @@ func (r *run) abandon(ctx context.Context) error {
 	r.task.Kill()
 	_, err := r.task.Child.Wait(ctx)
 	r.steps.Close()
+	if r.born != nil {
+		r.born.Child.Signal(unix.SIGKILL)
+		err = errors.Join(err, r.born.Close())
+	}
 	return err
 }

@@ -90,8 +90,10 @@ func (p *processState) start(ctx context.Context) error {
 	p.run = nil
 	err := p.startRun(ctx, r)
 	if err == nil {
-		r.task.Forget()
-		r.steps.Close()
+		err = r.poststart(ctx)
+	}
+	if err == nil {
+		r.forget()
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -110,6 +112,9 @@ func (p *processState) startRun(ctx context.Context, r *run) error {
 		}
 	}
 	r.home(p.spec.User.UID)
+	if r.plan.Birth >= 0 {
+		return r.bear(ctx, p.adopt)
+	}
 	return r.exec(ctx)
 }
 

@@ -21,22 +21,31 @@ import (
 // is itself in no PID namespace but ours, so nobody in there sees it.
 type Joiner struct {
 	task *rsys.Task
+	pid  *rsys.FD // a pidfd of a process in the PID namespace for outsiders' children; nil if there is none
 }
 
 // JoinProcess makes a joiner in namespaces of a process, those of the
 // CLONE_NEW* flags. In the process's mount namespace its root and working
-// directory are that namespace's root.
+// directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join.
 func JoinProcess(ctx context.Context, from *rsys.Task, pidfd *os.File, flags uint64) (*Joiner, error) {
-	return join(ctx, from, flags, func(task *rsys.Task) error {
+	var pid *rsys.FD
+	j, err := join(ctx, from, flags, func(task *rsys.Task) error {
 		fds, err := task.Pass(ctx, pidfd)
 		if err != nil {
 			return err
 		}
-		if _, err := task.Call(ctx, call.Setns(fds[0].Arg(), int(flags))); err != nil {
-			return err
+		if flags&unix.CLONE_NEWPID != 0 {
+			pid = fds[0]
 		}
-		return fds[0].Close(ctx, task)
+		if others := flags &^ unix.CLONE_NEWPID; others != 0 {
+			_, err = task.Call(ctx, call.Setns(fds[0].Arg(), int(others)))
+		}
+		return err
 	})
+	if err == nil {
+		j.pid = pid
+	}
+	return j, err
 }
 
 // JoinPID makes a joiner in the PID namespace of the file at path, and
@@ -63,12 +72,30 @@ func join(ctx context.Context, from *rsys.Task, flags uint64, do func(*rsys.Task
 		task.Kill()
 		return nil, fmt.Errorf("joiner: %w", err)
 	}
-	return &Joiner{task}, nil
+	return &Joiner{task: task}, nil
 }
 
 // Spawn clones a task from the joiner, with new namespaces of flags.
 func (j *Joiner) Spawn(ctx context.Context, flags uint64, cgroup *os.File) (*rsys.Task, error) {
 	return spawn(ctx, j.task, flags, cgroup)
+}
+
+// Outsider clones a task that is where the joiner is, outside the PID namespace
+// that its children will be born into.
+func (j *Joiner) Outsider(ctx context.Context, cgroup *os.File) (*rsys.Task, error) {
+	task, err := spawn(ctx, j.task, 0, cgroup)
+	if err != nil || j.pid == nil {
+		return task, err
+	}
+	pid, err := j.pid.Inherit(task)
+	if err == nil {
+		_, err = task.Call(ctx, call.Setns(pid.Arg(), unix.CLONE_NEWPID))
+	}
+	if err != nil {
+		task.Kill()
+		return nil, fmt.Errorf("joiner: %w", err)
+	}
+	return task, nil
 }
 
 // Alive reports whether the joiner still serves.

@@ -41,6 +41,9 @@ func (c *compiler) lookup() {
 	l := &c.Lookup
 	l.Name = c.proc.Args[0]
 	l.Candidates = candidates(l.Name, c.proc.Env)
+	if p := c.req.Program; p != "" {
+		l.Name, l.Candidates = p, []string{p}
+	}
 	c.at("process.args", "")
 	if len(l.Candidates) == 1 && !path.IsAbs(l.Candidates[0]) {
 		c.try(call.Chdir(path.Clean(c.proc.Cwd)), call.Tolerate(unix.EACCES))

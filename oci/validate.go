@@ -47,6 +47,9 @@ func Validate(spec *specs.Spec) error {
 	if err := validateDuplicates(spec.Mounts); err != nil {
 		return err
 	}
+	if err := validateHooks(spec.Hooks); err != nil {
+		return err
+	}
 	return validateLinux(spec)
 }
 
@@ -82,24 +85,6 @@ func refuse(spec *specs.Spec) error {
 	} {
 		if f.set {
 			return notYet(f.name)
-		}
-	}
-	if h := spec.Hooks; h != nil {
-		for _, f := range []struct {
-			hooks []specs.Hook
-			name  string
-		}{
-			//lint:ignore SA1019 deprecated is not gone
-			{h.Prestart, "hooks.prestart"},
-			{h.CreateRuntime, "hooks.createRuntime"},
-			{h.CreateContainer, "hooks.createContainer"},
-			{h.StartContainer, "hooks.startContainer"},
-			{h.Poststart, "hooks.poststart"},
-			{h.Poststop, "hooks.poststop"},
-		} {
-			if len(f.hooks) > 0 {
-				return notYet(f.name)
-			}
 		}
 	}
 	return nil

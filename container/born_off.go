@@ -1,0 +1,5 @@
+//go:build rsys_plain
+
+package container
+
+const bornUnprivileged = false
