@@ -177,6 +177,9 @@ func TestAStartContainerHookHasTheRightsOfTheProcess(t *testing.T) {
 }
 
 func TestAHookThatFailsEndsTheContainer(t *testing.T) {
+	if peer() {
+		t.Skip("runc runs poststart hooks at create, and waits for what a killed hook has started")
+	}
 	for _, test := range []struct {
 		kind   string
 		set    func(*specs.Hooks, []specs.Hook)
@@ -210,7 +213,7 @@ func TestAHookThatFailsEndsTheContainer(t *testing.T) {
 				}))
 				began := time.Now()
 				err := c.TryCreate()
-				if test.start && !peer() {
+				if test.start {
 					e.Must(err, "create")
 					err = c.Task.Start(e.Ctx)
 				}
@@ -221,7 +224,7 @@ func TestAHookThatFailsEndsTheContainer(t *testing.T) {
 					t.Errorf("took %v", took)
 				}
 				t.Log(err)
-				if msg := err.Error(); !peer() && (!strings.Contains(msg, "hooks."+test.kind+"[1] ("+how.hook.Path+"): hook: ") || !strings.Contains(msg, how.want)) {
+				if msg := err.Error(); !strings.Contains(msg, "hooks."+test.kind+"[1] ("+how.hook.Path+"): hook: ") || !strings.Contains(msg, how.want) {
 					t.Errorf("error: %v", err)
 				}
 				if c.Task != nil {

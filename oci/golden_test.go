@@ -62,6 +62,7 @@ var golden = []struct {
 	{plan: "cri-shared-pid-bidirectional", host: hostV1},
 	{plan: "nerdctl", host: hostV1},
 	{plan: "nerdctl-v2", spec: "nerdctl", host: hostV2},
+	{plan: "nerdctl-hooks", spec: "nerdctl", host: hostV1, change: func(s *specs.Spec, _ *Request) { s.Hooks = allHooks() }},
 	{plan: "bind-rootfs", spec: "ctr-host-network", host: hostV1, change: func(_ *specs.Spec, r *Request) {
 		r.Rootfs = []Mount{{Type: "bind", Source: "/snapshots/8/fs", Options: []string{"rbind", "ro"}}}
 	}},
