@@ -2,14 +2,16 @@ package container
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/rsys-io/rsys/oci"
 	"github.com/rsys-io/rsys/rsys"
 	"github.com/rsys-io/rsys/rsys/call"
 )
 
-// bear carries out the rest of a Plan with a birth: the child's last steps, and by the process that it
-// bears, which is given to adopt as soon as it is there, those up to execve.
-func (r *run) bear(ctx context.Context, adopt func(*rsys.Child)) error {
+// bear carries out a Plan's birth: the child's last steps, and by the process that it bears those up to
+// execve, for which it may have to be let in, by open.
+func (r *run) bear(ctx context.Context) error {
 	from, birth, end := r.next, r.plan.Birth, r.startEnd()
 	before, after := r.callSteps(from, birth), r.callSteps(birth+1, end)
 	r.injectInto(before, from)
@@ -19,14 +21,47 @@ func (r *run) bear(ctx context.Context, adopt func(*rsys.Child)) error {
 		return r.explain(err)
 	}
 	r.born = born
-	adopt(born.Child)
-	return r.explain(born.Await(ctx))
+	return nil
 }
 
+// open carries out the shim's steps of the start, lets the born process go on if it
+// waits, and waits for its execve.
+func (r *run) open(ctx context.Context) error {
+	for i := r.phase(oci.Start); i < r.startEnd(); i++ {
+		s := &r.plan.Steps[i]
+		if s.Who != oci.Shim {
+			continue
+		}
+		if err := r.inject(ctx, i, i+1); err != nil {
+			return err
+		}
+		if err := r.shim(ctx, r, s); err != nil {
+			return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
+		}
+	}
+	if r.plan.Gate >= 0 {
+		r.born.Open(r.plan.Gate)
+	}
+	return r.explain(r.born.Await(ctx))
+}
+
+// pid is the process's, in our PID namespace.
+func (r *run) pid() int {
+	if r.born != nil {
+		return r.born.Child.Pid()
+	}
+	return r.task.Pid()
+}
+
+// callSteps are the calls of steps [from, end). One of the shim's among them does nothing, in its place.
 func (r *run) callSteps(from, end int) []call.Step {
 	steps := make([]call.Step, 0, end-from)
 	for i := from; i < end; i++ {
-		steps = append(steps, r.plan.Steps[i].Step)
+		s := r.plan.Steps[i].Step
+		if r.plan.Steps[i].Who == oci.Shim {
+			s = call.Step{Call: call.Expect(call.Null, 0, 0, 0)}
+		}
+		steps = append(steps, s)
 	}
 	return steps
 }

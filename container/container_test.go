@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -296,5 +297,56 @@ func BenchmarkExec(b *testing.B) {
 		if err := ex.Close(); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestAnInitInAJoinedPIDNamespaceIsBornThere(t *testing.T) {
+	if !procTakesPIDNS() {
+		t.Skip("procfs has no option pidns: the init is cloned into the namespace with its privileges")
+	}
+	ctx := context.Background()
+	r, dir := testRuntime(t), bundle(t)
+	first := sleeping(t, r, dir)
+	spec := defaultSpec(t, "sh", "-c", "echo $$; cat /proc/1/comm; cat /proc/self/status | grep -c CapEff:.00000000a80425fb; id -u")
+	for i := range spec.Linux.Namespaces {
+		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.PIDNamespace {
+			ns.Path = fmt.Sprintf("/proc/%d/ns/pid", first.Init.Pid())
+		}
+	}
+	spec.Linux.CgroupsPath += "-second"
+	if err := os.Symlink("busybox", filepath.Join(dir, "rootfs/bin/grep")); err != nil {
+		t.Fatal(err)
+	}
+	out := capture(t)
+	c, err := r.Create(ctx, Config{ID: "y", Bundle: dir, Spec: spec, Stdio: Stdio{Stdout: out.w}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Init.Pid()))
+	if err != nil || !bytes.Contains(status, []byte("CapPrm:\t00000000a80425fb")) || !bytes.Contains(status, []byte("Seccomp:\t2")) {
+		t.Errorf("the created process, %v:\n%s", err, status)
+	}
+	time.Sleep(20 * time.Millisecond)
+	select {
+	case <-c.Init.Exited():
+		t.Fatal("it did not wait for the start")
+	default:
+	}
+	if err := c.Init.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got, code := out.text(), wait(t, c.Init); got != "2\nsleep\n1\n0\n" || code != 0 {
+		t.Errorf("%q, exit %d", got, code)
+	}
+	if err := c.Delete(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// One that is never started goes as well.
+	c, err = r.Create(ctx, Config{ID: "y", Bundle: dir, Spec: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(ctx); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -43,7 +43,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	}
 	req := request(cfg.Stdio)
 	req.ID, req.Bundle, req.NoPivotRoot, req.NoNewKeyring = cfg.ID, cfg.Bundle, cfg.NoPivotRoot, cfg.NoNewKeyring
-	req.Cgroup = cg.Path()
+	req.Cgroup, req.Born = cg.Path(), bornUnprivileged
 	for _, m := range cfg.Rootfs {
 		req.Rootfs = append(req.Rootfs, oci.Mount(m))
 	}
@@ -68,14 +68,26 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 			c.runPoststop(context.WithoutCancel(ctx))
 		}
 	}()
-	if err := run.through(ctx, run.phase(oci.Start)); err != nil {
+	created := run.phase(oci.Start)
+	if plan.Birth >= 0 {
+		created = plan.Leave
+	}
+	if err := run.through(ctx, created); err != nil {
 		return nil, err
 	}
 	c.Init = newProcess(c, run, cfg.Spec.Process)
 	if c.Init.pty, err = run.terminal(); err != nil {
 		return nil, fmt.Errorf("process.terminal: %w", err)
 	}
-	c.Init.adopt(run.task.Child)
+	child := run.task.Child
+	if plan.Birth >= 0 {
+		run.home(cfg.Spec.Process.User.UID)
+		if err := run.bear(ctx); err != nil {
+			return nil, err
+		}
+		child = run.born.Child
+	}
+	c.Init.adopt(child)
 	go func() {
 		<-c.Init.exited()
 		c.dropJoiner()

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -62,18 +61,16 @@ func (c *Container) cloneExec(ctx context.Context, r *run) error {
 	if dir != nil {
 		defer dir.Close()
 	}
-	task, err := joiner.Outsider(ctx, dir)
-	if err == nil && r.plan.Birth < 0 {
-		outsider := task
-		task, err = namespaces.Spawn(ctx, outsider, 0, dir)
-		outsider.Kill()
-		_, waitErr := outsider.Child.Wait(ctx)
-		err = errors.Join(err, waitErr)
+	spawn := joiner.Outsider
+	if r.plan.Birth < 0 {
+		spawn = joiner.Insider
 	}
-	if task != nil {
-		r.cloned(task)
+	task, err := spawn(ctx, dir)
+	if err != nil {
+		return err
 	}
-	return err
+	r.cloned(task)
+	return nil
 }
 
 // keptJoiner is the container's joiner, made at its first exec and again if it was killed.

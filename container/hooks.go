@@ -98,7 +98,7 @@ func awaitHook(ctx context.Context, h *oci.Hook, p hookProcess, out *hookOutput)
 func (c *Container) hookState(r *run, h *oci.Hook) (*os.File, error) {
 	s := specs.State{Version: c.spec.Version, ID: c.id, Status: h.Status, Bundle: c.bundle, Annotations: c.spec.Annotations}
 	if r.task != nil && h.Status != specs.StateStopped {
-		s.Pid = r.task.Pid()
+		s.Pid = r.pid()
 		if h.Kind == oci.CreateContainer || h.Kind == oci.StartContainer {
 			// As the container sees it.
 			pid, err := innermostPid(s.Pid)
@@ -234,7 +234,7 @@ func (c *Container) startInside(ctx context.Context, r *run, h *oci.Hook, stdio 
 	if dir != nil {
 		defer dir.Close()
 	}
-	task, err := joiner.Spawn(ctx, 0, dir)
+	task, err := joiner.Insider(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rsys-io/rsys/cgroup"
 	"github.com/rsys-io/rsys/oci"
 )
@@ -27,5 +29,16 @@ var thisHost = sync.OnceValue(func() oci.Host {
 	}
 	_, err := os.Stat("/proc/kcore")
 	h.Kcore = err == nil
+	h.ProcPIDNS = procTakesPIDNS()
 	return h
 })
+
+// procTakesPIDNS asks procfs whether it has the mount option pidns (Linux 6.17).
+func procTakesPIDNS() bool {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "pidns", "/proc/self/ns/pid") == nil
+}

@@ -111,11 +111,18 @@ func (p *processState) startRun(ctx context.Context, r *run) error {
 			return err
 		}
 	}
-	r.home(p.spec.User.UID)
-	if r.plan.Birth >= 0 {
-		return r.bear(ctx, p.adopt)
+	if r.plan.Birth < 0 {
+		r.home(p.spec.User.UID)
+		return r.exec(ctx)
 	}
-	return r.exec(ctx)
+	if r.born == nil {
+		r.home(p.spec.User.UID)
+		if err := r.bear(ctx); err != nil {
+			return err
+		}
+		p.adopt(r.born.Child)
+	}
+	return r.open(ctx)
 }
 
 func (p *processState) signal(sig unix.Signal) error {

@@ -98,6 +98,22 @@ func (j *Joiner) Outsider(ctx context.Context, cgroup *os.File) (*rsys.Task, err
 	return task, nil
 }
 
+// Insider clones a task in all of the joiner's namespaces, the PID namespace too. There it
+// can be seen while it has the privileges that the joiner has.
+func (j *Joiner) Insider(ctx context.Context, cgroup *os.File) (*rsys.Task, error) {
+	outsider, err := j.Outsider(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	task, err := spawn(ctx, outsider, 0, cgroup)
+	outsider.Kill()
+	if _, waitErr := outsider.Child.Wait(ctx); waitErr != nil && err == nil {
+		task.Kill()
+		return nil, waitErr
+	}
+	return task, err
+}
+
 // Alive reports whether the joiner still serves.
 func (j *Joiner) Alive() bool {
 	select {

@@ -3,6 +3,7 @@ package oci
 import (
 	"runtime"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/oci/seccomp"
 	"github.com/rsys-io/rsys/rsys/call"
 	"golang.org/x/sys/unix"
@@ -73,10 +74,29 @@ func (c *compiler) forbidden(filter *seccomp.Filter) string {
 	return ""
 }
 
-// bear is the birth, and what the process does for itself.
+// placeOfInit is placeOfBirth for a container's init, in a PID namespace that it joins. Its procfs must be of that, and the
+// child who makes it is not in there: that takes the option pidns of Linux 6.17. Without it, the child is cloned into the
+// namespace with its privileges.
+func (c *compiler) placeOfInit() birthPlace {
+	pid := &c.ns[nsIndex(specs.PIDNamespace)]
+	if pid.path == "" || !c.host.ProcPIDNS {
+		return notBorn
+	}
+	return c.placeOfBirth(c.Seccomp)
+}
+
+// bear is the birth, and what the process does for itself. An init is born when it is created,
+// and waits for the start; then it is not to outlive us.
 func (c *compiler) bear() {
 	c.at("process", "")
 	c.Birth = c.do(call.Call{Name: BirthCall, Nr: unix.SYS_CLONE, Args: []call.Arg{{Int: unix.CLONE_PARENT, Form: call.FormClone}}})
+	if !c.exec {
+		c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(int(unix.SIGKILL))))
+		c.Gate = c.try(call.FutexWait(), call.Tolerate(unix.EAGAIN))
+		c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(0)))
+		c.phase = Start
+		c.hooks(StartContainer)
+	}
 	c.do(call.Setsid())
 	if c.proc.Terminal {
 		c.at("process.terminal", "")

@@ -18,7 +18,7 @@ type builder struct {
 const maxSteps = 1 << 17
 
 func newBuilder(steps int) *builder {
-	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
+	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
 }
 
 // item is the path of an element of a list in the config.

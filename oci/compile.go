@@ -28,6 +28,8 @@ type Host struct {
 	CgroupV1 []Hierarchy // if not CgroupV2
 	LastCap  uint        // /proc/sys/kernel/cap_last_cap; 0 is the newest that is known here
 	Kcore    bool        // there is /proc/kcore
+	// ProcPIDNS says that procfs has the mount option pidns, Linux 6.17.
+	ProcPIDNS bool
 }
 
 func (h *Host) lastCap() uint {
@@ -47,6 +49,7 @@ type compiler struct {
 	exec bool // into a container
 
 	place birthPlace
+	pidns *call.Arg // the PID namespace that the process is born into, for procfs
 
 	root   call.Arg // the root directory's descriptor
 	late   []lateReadonly
@@ -70,6 +73,7 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := c.filter(); err != nil {
 		return nil, err
 	}
+	c.place = c.placeOfInit()
 	c.birth()
 
 	c.at("process", "")
@@ -105,8 +109,13 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	c.close(c.root)
 	c.readPasswd()
 	c.lookup()
-	c.phase = Start
-	c.hooks(StartContainer)
+	if c.pidns != nil {
+		c.close(*c.pidns)
+	}
+	if c.place == notBorn {
+		c.phase = Start
+		c.hooks(StartContainer)
+	}
 	if err := c.start(); err != nil {
 		return nil, err
 	}

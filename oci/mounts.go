@@ -157,6 +157,9 @@ func (c *compiler) newMount(fstype, source string, o *mountOptions, attrs uint64
 	if source != "" {
 		c.do(call.FsconfigString(fs, "source", source))
 	}
+	if fstype == "proc" && c.pidns != nil {
+		c.do(call.FsconfigFD(fs, "pidns", *c.pidns))
+	}
 	for _, s := range o.super {
 		c.do(call.FsconfigFlag(fs, s))
 	}

@@ -61,7 +61,7 @@ func (n *namespaces) isNew(t specs.LinuxNamespaceType) bool {
 // clone clones the child. A new cgroup namespace is not among the flags: its root is the
 // cgroup that its first process is in when it is made, so the child makes it when it has moved.
 func (c *compiler) clone() {
-	if pid := &c.ns[nsIndex(specs.PIDNamespace)]; pid.path != "" {
+	if pid := &c.ns[nsIndex(specs.PIDNamespace)]; pid.path != "" && c.place == notBorn {
 		c.at(pid.why, pid.path)
 		c.shim(JoinPID, call.String(pid.path))
 	}
@@ -78,7 +78,9 @@ func (c *compiler) clone() {
 // joinNamespaces joins those given by path. All are opened first, while the paths are the host's.
 func (c *compiler) joinNamespaces() {
 	var fds [len(nsTypes)]call.Arg
-	joined := func(i int) bool { return c.ns[i].path != "" && nsTypes[i].name != specs.PIDNamespace }
+	joined := func(i int) bool {
+		return c.ns[i].path != "" && (nsTypes[i].name != specs.PIDNamespace || c.place != notBorn)
+	}
 	for i := range nsTypes {
 		if joined(i) {
 			c.at(c.ns[i].why, c.ns[i].path)
@@ -89,6 +91,10 @@ func (c *compiler) joinNamespaces() {
 		if joined(i) {
 			c.at(c.ns[i].why, c.ns[i].path)
 			c.do(call.Setns(fds[i], t.flag))
+			if t.name == specs.PIDNamespace {
+				c.pidns = &fds[i]
+				continue
+			}
 			c.close(fds[i])
 		}
 	}

@@ -62,7 +62,9 @@ type Plan struct {
 	Steps []Step
 
 	// What the runtime wants to know of a run, as indices into Steps; -1 if not there.
+	Leave    int // where the child begins to give up what it has, of a Plan with a birth
 	Birth    int // the child's last step, by which the process is born that goes on
+	Gate     int // where that waits for the start; -1 if it is not born before
 	Terminal int // the step that returns the pseudoterminal's master
 	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
 	Lookup   Lookup

@@ -94,7 +94,10 @@ func (c *compiler) ownNull() {
 
 // start is all that happens between the Start request and the program.
 func (c *compiler) start() error {
-	c.phase = Start
+	if c.place == notBorn || c.exec {
+		c.phase = Start
+	}
+	c.Leave = len(c.Steps)
 	p := c.proc
 	c.at("process", "")
 	if c.place == notBorn { // what is born does not inherit it

@@ -148,6 +148,11 @@ func FsconfigString(fs Arg, key, value string) Call {
 	return sys("fsconfig", unix.SYS_FSCONFIG, fs, flags(unix.FSCONFIG_SET_STRING, FormFsconfig), String(key), String(value), Int(0))
 }
 
+// FsconfigFD is FSCONFIG_SET_FD.
+func FsconfigFD(fs Arg, key string, fd Arg) Call {
+	return sys("fsconfig", unix.SYS_FSCONFIG, fs, flags(unix.FSCONFIG_SET_FD, FormFsconfig), String(key), Null, fd)
+}
+
 // FsconfigCreate is FSCONFIG_CMD_CREATE.
 func FsconfigCreate(fs Arg) Call {
 	return sys("fsconfig", unix.SYS_FSCONFIG, fs, flags(unix.FSCONFIG_CMD_CREATE, FormFsconfig), Null, Null, Int(0))
