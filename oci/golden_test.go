@@ -21,7 +21,11 @@ var (
 		{"/sys/fs/cgroup/systemd", []string{"name=systemd"}},
 	}}
 	hostV2 = Host{Kcore: true, LastCap: 40, CgroupV2: true}
+
+	hostPIDNS = Host{Kcore: true, LastCap: 40, CgroupV2: true, ProcPIDNS: true}
 )
+
+func born(_ *specs.Spec, r *Request) { r.Born = true }
 
 func overlay() []Mount {
 	return []Mount{{Type: "overlay", Source: "overlay", Options: []string{
@@ -75,6 +79,24 @@ var golden = []struct {
 	}},
 	{plan: "exec-tty", spec: "ctr-2.4.2", host: hostV1, exec: func(p *specs.Process) {
 		p.Args, p.Terminal = []string{"sh"}, true
+	}},
+	{plan: "exec-born", spec: "cri-container", host: hostV1, change: born, exec: func(p *specs.Process) {
+		p.Args = []string{"cat", "/tmp/ready"}
+	}},
+	{plan: "exec-born-tty", spec: "ctr-2.4.2", host: hostV1, change: born, exec: func(p *specs.Process) {
+		p.Args, p.Terminal = []string{"sh"}, true
+	}},
+	{plan: "exec-born-strict-filter", spec: "ctr-2.4.2", host: hostV1, change: func(s *specs.Spec, r *Request) {
+		born(s, r)
+		s.Process.NoNewPrivileges = true
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"execve", "exit_group"}, Action: specs.ActAllow}}}
+	}, exec: func(p *specs.Process) {
+		p.Args = []string{"true"}
+	}},
+	{plan: "shared-pid-born", spec: "cri-shared-pid-bidirectional", host: hostPIDNS, change: born},
+	{plan: "shared-pid-born-hooks", spec: "cri-shared-pid-bidirectional", host: hostPIDNS, change: func(s *specs.Spec, r *Request) {
+		born(s, r)
+		s.Hooks = allHooks()
 	}},
 }
 
