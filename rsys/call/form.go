@@ -40,4 +40,10 @@ const (
 	FormKeyctl
 	FormCap
 	FormDup
+	FormBits
+	FormSchedAttr
+	FormIoprioWho
+	FormIoprio
+	FormPersonality
+	FormMempolicy
 )

@@ -117,6 +117,9 @@ func (a Arg) formatInt(b *strings.Builder) {
 	case FormOpen:
 		formatOpen(b, v)
 		return
+	case FormIoprio, FormMempolicy:
+		formatSplit(b, a.Form, v)
+		return
 	case FormCap:
 		if v < uint64(len(capNames)) {
 			b.WriteString("CAP_" + capNames[v])
@@ -154,6 +157,10 @@ func (a Arg) formatData(b *strings.Builder) {
 			p.To.format(b)
 		}
 		b.WriteByte(']')
+	case a.Form == FormBits:
+		formatBits(b, a.Data)
+	case a.Form == FormSchedAttr && n >= 48:
+		formatSchedAttr(b, a.Data)
 	case a.Form == FormUint32s:
 		b.WriteByte('[')
 		for i := 0; i+4 <= n; i += 4 {

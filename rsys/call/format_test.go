@@ -53,6 +53,14 @@ func TestCallsArePrintedAsStraceDoes(t *testing.T) {
 		{JoinSessionKeyring("k"), `keyctl(KEYCTL_JOIN_SESSION_KEYRING, "k")`},
 		{Close(ResultOf(3)), `close($3)`},
 		{Getpid(), `getpid()`},
+		{SchedSetattr(SchedAttr{Policy: 1, Priority: 5, Flags: 1}), `sched_setattr(0, {SCHED_FIFO, RESET_ON_FORK, priority 5}, 0)`},
+		{SchedSetattr(SchedAttr{Policy: 6, Runtime: 1, Deadline: 2, Period: 3, Nice: -4}), `sched_setattr(0, {SCHED_DEADLINE, nice -4, runtime 1, deadline 2, period 3}, 0)`},
+		{SchedSetaffinity([]byte{0x8f, 0x81}), `sched_setaffinity(0, 2, {0-3,7-8,15})`},
+		{SchedSetaffinity([]byte{0xff}), `sched_setaffinity(0, 1, {0-7})`},
+		{IoprioSet(2, 4), `ioprio_set(IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_BE:4)`},
+		{Personality(8), `personality(PER_LINUX32)`},
+		{SetMempolicy(2|1<<15, []byte{1, 0, 0, 0, 0, 0, 0, 0}), `set_mempolicy(MPOL_BIND|MPOL_F_STATIC_NODES, {0}, 65)`},
+		{SetMempolicy(0, nil), `set_mempolicy(MPOL_DEFAULT, 0, 0)`},
 	} {
 		if got := c.call.String(); got != c.want {
 			t.Errorf("got  %s\nwant %s", got, c.want)

@@ -64,6 +64,8 @@ var flagNames = [256][]name{
 }
 
 var valueNames = [256][]name{
+	FormIoprioWho:   {{"IOPRIO_WHO_PROCESS", 1}},
+	FormPersonality: {{"PER_LINUX", 0}, {"PER_LINUX32", 8}},
 	FormFsconfig: {
 		{"FSCONFIG_SET_FLAG", unix.FSCONFIG_SET_FLAG}, {"FSCONFIG_SET_STRING", unix.FSCONFIG_SET_STRING},
 		{"FSCONFIG_SET_BINARY", unix.FSCONFIG_SET_BINARY}, {"FSCONFIG_SET_PATH", unix.FSCONFIG_SET_PATH},
