@@ -27,6 +27,10 @@ type Mount struct {
 	Options              []string
 }
 
+// IsolationAnnotation is the config's annotation that says how much its processes are kept
+// apart before they exec: "auto", or "always", with which not even a joiner shares memory with the stub.
+const IsolationAnnotation = "io.rsys.isolation"
+
 // Config is a container to be created.
 type Config struct {
 	ID            string

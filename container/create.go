@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rsys-io/rsys/cgroup"
@@ -31,6 +32,8 @@ type containerState struct {
 	seccomp *seccomp.Filter // compiled, for the execs
 	poststop
 
+	isolation namespaces.Isolation
+
 	joinerMu sync.Mutex
 	joiner   *namespaces.Joiner // kept between execs
 	ended    bool               // no joiner any more
@@ -44,6 +47,10 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	req := request(cfg.Stdio)
 	req.ID, req.Bundle, req.NoPivotRoot, req.NoNewKeyring = cfg.ID, cfg.Bundle, cfg.NoPivotRoot, cfg.NoNewKeyring
 	req.Cgroup, req.Born = cg.Path(), bornUnprivileged
+	isolation, err := namespaces.ParseIsolation(cfg.Spec.Annotations[IsolationAnnotation])
+	if err != nil {
+		return nil, fmt.Errorf("annotations[%s]: %w: %w", IsolationAnnotation, err, errdefs.ErrInvalidArgument)
+	}
 	for _, m := range cfg.Rootfs {
 		req.Rootfs = append(req.Rootfs, oci.Mount(m))
 	}
@@ -56,7 +63,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		return nil, err
 	}
 	c := &Container{Warnings: plan.Warnings, containerState: containerState{
-		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp}}
+		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp, isolation: isolation}}
 	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
 	c.keepPoststop(run)
 	run.shim = (&creation{c: c, cfg: &cfg, from: stub.Task}).step
@@ -123,7 +130,7 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	case oci.CgroupCreate:
 		return k.c.cgroup.Create()
 	case oci.JoinPID:
-		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About)
+		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
 	case oci.RunHook:
 		return k.c.hook(ctx, r, s)

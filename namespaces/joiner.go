@@ -27,9 +27,9 @@ type Joiner struct {
 // JoinProcess makes a joiner in namespaces of a process, those of the
 // CLONE_NEW* flags. In the process's mount namespace its root and working
 // directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join.
-func JoinProcess(ctx context.Context, from *rsys.Task, pidfd *os.File, flags uint64) (*Joiner, error) {
+func JoinProcess(ctx context.Context, from *rsys.Task, pidfd *os.File, flags uint64, isolation Isolation) (*Joiner, error) {
 	var pid *rsys.FD
-	j, err := join(ctx, from, flags, func(task *rsys.Task) error {
+	j, err := join(ctx, from, How(RoleJoiner, 0, flags, isolation), func(task *rsys.Task) error {
 		fds, err := task.Pass(ctx, pidfd)
 		if err != nil {
 			return err
@@ -50,8 +50,8 @@ func JoinProcess(ctx context.Context, from *rsys.Task, pidfd *os.File, flags uin
 
 // JoinPID makes a joiner in the PID namespace of the file at path, and
 // otherwise where from is.
-func JoinPID(ctx context.Context, from *rsys.Task, path string) (*Joiner, error) {
-	return join(ctx, from, unix.CLONE_NEWPID, func(task *rsys.Task) error {
+func JoinPID(ctx context.Context, from *rsys.Task, path string, isolation Isolation) (*Joiner, error) {
+	return join(ctx, from, How(RoleJoiner, 0, unix.CLONE_NEWPID, isolation), func(task *rsys.Task) error {
 		fd, err := task.Open(ctx, call.Openat(call.CWD, path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
 		if err != nil {
 			return err
@@ -63,8 +63,8 @@ func JoinPID(ctx context.Context, from *rsys.Task, path string) (*Joiner, error)
 	})
 }
 
-func join(ctx context.Context, from *rsys.Task, flags uint64, do func(*rsys.Task) error) (*Joiner, error) {
-	task, err := from.Clone(ctx, rsys.CloneConfig{Flags: Memory(RoleJoiner, flags)})
+func join(ctx context.Context, from *rsys.Task, way Way, do func(*rsys.Task) error) (*Joiner, error) {
+	task, err := from.Clone(ctx, rsys.CloneConfig{Flags: way.memory()})
 	if err != nil {
 		return nil, fmt.Errorf("joiner: %w", err)
 	}
@@ -138,7 +138,7 @@ func Spawn(ctx context.Context, from *rsys.Task, flags uint64, cgroup *os.File) 
 }
 
 func spawn(ctx context.Context, from *rsys.Task, flags uint64, cgroup *os.File) (*rsys.Task, error) {
-	task, err := from.Clone(ctx, rsys.CloneConfig{Flags: flags | Memory(RoleProcess, flags), Cgroup: cgroup})
+	task, err := from.Clone(ctx, rsys.CloneConfig{Flags: flags | How(RoleInit, flags, 0, IsolationAuto).memory(), Cgroup: cgroup})
 	if err != nil {
 		return nil, err
 	}
