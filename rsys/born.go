@@ -183,7 +183,7 @@ func (r *Run) failed(first int, steps []call.Step, err error) error {
 
 // Open lets the process go on that waits at step, a [call.FutexWait].
 func (b *Born) Open(step int) {
-	word := wordAt(b.Run.steps[step].outs[0].mem)
+	word := wordAt(b.Run.steps[step].out(0).mem)
 	word.Store(1)
 	futexWakeAll(word)
 }

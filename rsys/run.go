@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,12 +27,34 @@ type ran struct {
 	at   []byte // the step in the arena; nil if done elsewhere
 	addr uint64
 	done int64 // the result, if at is nil
-	outs [6]out
+	outs []out // few have any
 }
 
 type out struct {
+	arg  int
 	addr uint64
 	mem  []byte
+}
+
+// out is the output of argument arg; without memory if that is none.
+func (s *ran) out(arg int) out {
+	for _, o := range s.outs {
+		if o.arg == arg {
+			return o
+		}
+	}
+	return out{}
+}
+
+// keep keeps an output; of an argument that has several, the last.
+func (s *ran) keep(o out) {
+	for i := range s.outs {
+		if s.outs[i].arg == o.arg {
+			s.outs[i] = o
+			return
+		}
+	}
+	s.outs = append(s.outs, o)
 }
 
 // NewRun starts a list.
@@ -94,7 +117,7 @@ func (r *Run) Result(i int) Result {
 
 // Out is a copy of what step i wrote to its arg-th argument, one made by [call.Out].
 func (r *Run) Out(i, arg int) []byte {
-	return append([]byte(nil), r.steps[i].outs[arg].mem...)
+	return append([]byte(nil), r.steps[i].out(arg).mem...)
 }
 
 // Do runs more steps. The error is a [StepError] if one failed that may not, and a
@@ -210,6 +233,7 @@ func (r *Run) encode(steps []call.Step) error {
 	}
 	r.blocks = append(r.blocks, block)
 	e := encoder{run: r, mem: block.Bytes(), addr: r.task.address(block), next: stepSize * len(steps)}
+	r.steps = slices.Grow(r.steps, len(steps))
 	for i := range steps {
 		s := &steps[i]
 		at := e.mem[stepSize*i : stepSize*(i+1)]
@@ -291,7 +315,7 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		if a.Step < 0 || a.Step >= i || a.Index >= 6 {
 			return 0, 0, fmt.Errorf("step %d has no such output", a.Step)
 		}
-		o := e.run.steps[a.Step].outs[a.Index]
+		o := e.run.steps[a.Step].out(int(a.Index))
 		if a.Off < 0 || a.Off+width > len(o.mem) {
 			return 0, 0, fmt.Errorf("step %d has no output at %d", a.Step, a.Off)
 		}
@@ -304,7 +328,7 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		return v, load, nil
 	case call.KindOut:
 		off := e.take(a.Size)
-		e.run.steps[i].outs[j] = out{e.addr + uint64(off), e.mem[off : off+a.Size]}
+		e.run.steps[i].keep(out{j, e.addr + uint64(off), e.mem[off : off+a.Size]})
 		return e.addr + uint64(off), 0, nil
 	case call.KindIn:
 		off := e.take(len(a.Data))
