@@ -178,6 +178,8 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 		return r.joinCgroup(ctx, cg)
 	case oci.PassStdio:
 		return r.passStdio(ctx, stdio)
+	case oci.WriteAttr:
+		return r.writeAttr(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.WriteProc:
 		file := "/proc/" + strconv.Itoa(r.task.Pid()) + "/" + argString(s.Args[0])
 		return os.WriteFile(file, []byte(argString(s.Args[1])), 0)

@@ -29,6 +29,10 @@ var thisHost = sync.OnceValue(func() oci.Host {
 	}
 	_, err := os.Stat("/proc/kcore")
 	h.Kcore = err == nil
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	h.AppArmor = err == nil && strings.HasPrefix(string(enabled), "Y")
+	_, err = os.Stat("/sys/fs/selinux/enforce")
+	h.SELinux = err == nil
 	h.ProcPIDNS = procTakesPIDNS()
 	return h
 })

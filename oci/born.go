@@ -35,6 +35,11 @@ func (c *compiler) placeOfBirth(filter *seccomp.Filter) birthPlace {
 	if !c.req.Born {
 		return notBorn
 	}
+	if lost := c.lostAtBirth(); lost != "" {
+		c.Warnings = append(c.Warnings, "process.scheduler: "+lost+
+			" is not inherited, so a process is privileged until it has set it, in sight of those in its PID namespace")
+		return notBorn
+	}
 	missing := c.forbidden(filter)
 	switch {
 	case missing == "":

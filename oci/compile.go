@@ -28,6 +28,8 @@ type Host struct {
 	CgroupV1 []Hierarchy // if not CgroupV2
 	LastCap  uint        // /proc/sys/kernel/cap_last_cap; 0 is the newest that is known here
 	Kcore    bool        // there is /proc/kcore
+	AppArmor bool        // it is enabled
+	SELinux  bool        // it is enabled
 	// ProcPIDNS says that procfs has the mount option pidns, Linux 6.17.
 	ProcPIDNS bool
 }
@@ -73,11 +75,15 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := c.filter(); err != nil {
 		return nil, err
 	}
+	if err := c.checkLabels(); err != nil {
+		return nil, err
+	}
 	c.place = c.placeOfInit()
 	c.birth()
 
 	c.at("process", "")
 	c.do(call.Umask(0))
+	c.affinityAfter()
 	c.joinNamespaces()
 	c.session()
 	c.ownNamespaces()
@@ -133,6 +139,7 @@ func (c *compiler) birth() {
 		c.shim(CgroupCreate)
 	}
 	c.clone()
+	c.affinityBefore()
 	c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
 	c.shim(CgroupJoin)
 	if !c.proc.Terminal {
@@ -143,4 +150,5 @@ func (c *compiler) birth() {
 		c.at("process.oomScoreAdj", "")
 		c.shim(WriteProc, call.String("oom_score_adj"), call.String(strconv.Itoa(*adj)))
 	}
+	c.labels()
 }

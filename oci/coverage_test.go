@@ -39,12 +39,12 @@ var coverage = map[string]string{
 	"process.capabilities.ambient":     compiled,
 	"process.rlimits":                  compiled,
 	"process.noNewPrivileges":          compiled,
-	"process.apparmorProfile":          refused,
+	"process.apparmorProfile":          compiled,
 	"process.oomScoreAdj":              compiled,
-	"process.scheduler":                refused,
-	"process.selinuxLabel":             refused,
-	"process.ioPriority":               refused,
-	"process.execCPUAffinity":          refused,
+	"process.scheduler":                compiled,
+	"process.selinuxLabel":             compiled,
+	"process.ioPriority":               compiled,
+	"process.execCPUAffinity":          compiled,
 	"root.path":                        compiled,
 	"root.readonly":                    compiled,
 	"hostname":                         compiled,
@@ -80,10 +80,10 @@ var coverage = map[string]string{
 	"linux.rootfsPropagation":          compiled,
 	"linux.maskedPaths":                compiled,
 	"linux.readonlyPaths":              compiled,
-	"linux.mountLabel":                 refused,
+	"linux.mountLabel":                 compiled,
 	"linux.intelRdt":                   refused,
-	"linux.memoryPolicy":               refused,
-	"linux.personality":                refused,
+	"linux.memoryPolicy":               compiled,
+	"linux.personality":                compiled,
 	"linux.timeOffsets":                refused,
 	"solaris":                          refused,
 	"windows":                          refused,
@@ -228,6 +228,13 @@ func TestEachCompiledFieldChangesThePlan(t *testing.T) {
 		"mounts.type":                      `{"mounts": [{"destination": "/a", "type": "ramfs"}]}`,
 		"mounts.source":                    `{"mounts": [{"destination": "/a", "type": "tmpfs", "source": "x"}]}`,
 		"mounts.options":                   `{"mounts": [{"destination": "/a", "type": "tmpfs", "options": ["ro"]}]}`,
+		"process.apparmorProfile":          `{"process": {"apparmorProfile": "p"}}`,
+		"process.selinuxLabel":             `{"process": {"selinuxLabel": "l"}}`,
+		"process.scheduler":                `{"process": {"scheduler": {"policy": "SCHED_BATCH"}}}`,
+		"process.ioPriority":               `{"process": {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 1}}}`,
+		"linux.mountLabel":                 `{"linux": {"mountLabel": "l"}}`,
+		"linux.memoryPolicy":               `{"linux": {"memoryPolicy": {"mode": "MPOL_LOCAL", "nodes": ""}}}`,
+		"linux.personality":                `{"linux": {"personality": {"domain": "LINUX32"}}}`,
 		"hooks.prestart":                   `{"hooks": {"prestart": [{"path": "/a"}]}}`,
 		"hooks.createRuntime":              `{"hooks": {"createRuntime": [{"path": "/a"}]}}`,
 		"hooks.createContainer":            `{"hooks": {"createContainer": [{"path": "/a"}]}}`,
@@ -260,7 +267,7 @@ func TestEachCompiledFieldChangesThePlan(t *testing.T) {
 	first := print(base)
 	seen := []string{first}
 	for path, how := range coverage {
-		if how != compiled || path == "ociVersion" {
+		if how != compiled || path == "ociVersion" || path == "process.execCPUAffinity" { // of execs only
 			continue
 		}
 		c, ok := changes[path]

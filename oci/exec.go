@@ -27,8 +27,12 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 	if err := c.filter(); err != nil {
 		return nil, err
 	}
+	if err := c.checkLabels(); err != nil {
+		return nil, err
+	}
 	c.place = c.placeOfBirth(c.Seccomp)
 	c.birth()
+	c.affinityAfter()
 	c.at("process", "")
 	c.session()
 	if proc.Terminal {

@@ -157,6 +157,9 @@ func (c *compiler) newMount(fstype, source string, o *mountOptions, attrs uint64
 	if source != "" {
 		c.do(call.FsconfigString(fs, "source", source))
 	}
+	if label := c.context(fstype, o.data); label != "" {
+		c.do(call.FsconfigString(fs, "context", label))
+	}
 	if fstype == "proc" && c.pidns != nil {
 		c.do(call.FsconfigFD(fs, "pidns", *c.pidns))
 	}
@@ -193,7 +196,12 @@ func (c *compiler) freshOld(fstype, source string, o *mountOptions, t target) {
 	}
 	c.find(t, call.Null, func(dir call.Arg) int {
 		c.do(call.Fchdir(dir))
-		c.do(call.Mount(source, ".", fstype, ms, strings.Join(o.data, ",")))
+		data := o.data
+		if label := c.context(fstype, data); label != "" {
+			// In quotes, for the commas in it.
+			data = append(data[:len(data):len(data)], `context="`+label+`"`)
+		}
+		c.do(call.Mount(source, ".", fstype, ms, strings.Join(data, ",")))
 		return c.close(dir)
 	})
 	if len(o.propagation) == 0 && !late {

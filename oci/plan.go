@@ -32,6 +32,7 @@ const (
 	CloneChild   = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
 	PassStdio    = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
 	WriteProc    = "write"         // write argument 1 to the file argument 0 of /proc/<child>
+	WriteAttr    = "attr"          // write argument 1 to the file argument 0 of the child's own /proc/self/attr
 	RunHook      = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 

@@ -121,6 +121,8 @@ func (c *compiler) start() error {
 		c.do(call.Prctl(unix.PR_SET_NO_NEW_PRIVS, call.Int(1), call.Int(0), call.Int(0), call.Int(0)))
 	}
 
+	c.scheduling()
+
 	// The directory may be one that only root or only the user can enter, so both try.
 	c.at("process.cwd", p.Cwd)
 	dir := path.Clean(p.Cwd)
@@ -264,6 +266,21 @@ func processOf(spec *specs.Spec, p *specs.Process) *specs.Process {
 		}
 		if len(q.Rlimits) == 0 {
 			q.Rlimits = init.Rlimits
+		}
+		if q.Scheduler == nil {
+			q.Scheduler = init.Scheduler
+		}
+		if q.IOPriority == nil {
+			q.IOPriority = init.IOPriority
+		}
+		if q.ExecCPUAffinity == nil {
+			q.ExecCPUAffinity = init.ExecCPUAffinity
+		}
+		if q.ApparmorProfile == "" {
+			q.ApparmorProfile = init.ApparmorProfile
+		}
+		if q.SelinuxLabel == "" {
+			q.SelinuxLabel = init.SelinuxLabel
 		}
 		if q.User.Umask == nil {
 			q.User.Umask = init.User.Umask

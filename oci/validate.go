@@ -50,6 +50,9 @@ func Validate(spec *specs.Spec) error {
 	if err := validateHooks(spec.Hooks); err != nil {
 		return err
 	}
+	if err := validateLabels(spec, spec.Process); err != nil {
+		return err
+	}
 	return validateLinux(spec)
 }
 
@@ -75,10 +78,7 @@ func refuse(spec *specs.Spec) error {
 		{l.UIDMappings != nil, "linux.uidMappings"},
 		{l.GIDMappings != nil, "linux.gidMappings"},
 		{len(l.NetDevices) > 0, "linux.netDevices"},
-		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
-		{l.MemoryPolicy != nil, "linux.memoryPolicy"},
-		{l.Personality != nil, "linux.personality"},
 		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
 		{l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath"},
 		{l.Seccomp != nil && l.Seccomp.ListenerMetadata != "", "linux.seccomp.listenerMetadata"},
@@ -224,11 +224,6 @@ func validateProcess(p *specs.Process) error {
 	}{
 		{p.CommandLine != "", "process.commandLine"},
 		{p.User.Username != "", "process.user.username"},
-		{p.ApparmorProfile != "", "process.apparmorProfile"},
-		{p.SelinuxLabel != "", "process.selinuxLabel"},
-		{p.Scheduler != nil, "process.scheduler"},
-		{p.IOPriority != nil, "process.ioPriority"},
-		{p.ExecCPUAffinity != nil, "process.execCPUAffinity"},
 	} {
 		if f.set {
 			return notYet(f.name)
@@ -271,7 +266,13 @@ func validateProcess(p *specs.Process) error {
 	if s := p.ConsoleSize; s != nil && (s.Height > math.MaxUint16 || s.Width > math.MaxUint16) {
 		return invalid("process.consoleSize", "%d x %d is larger than a terminal can be", s.Width, s.Height)
 	}
+	if err := validateScheduling(p); err != nil {
+		return err
+	}
 	if err := validateUser(&p.User); err != nil {
+		return err
+	}
+	if err := validateLabels(nil, p); err != nil {
 		return err
 	}
 	return validateRlimits(p.Rlimits)
@@ -318,6 +319,12 @@ func validateRlimits(list []specs.POSIXRlimit) error {
 
 func validateLinux(spec *specs.Spec) error {
 	l, ns := spec.Linux, namespacesOf(spec)
+	if err := validatePersonality(l.Personality); err != nil {
+		return err
+	}
+	if err := validateMemoryPolicy(l.MemoryPolicy); err != nil {
+		return err
+	}
 	for _, n := range [...][2]string{{"hostname", spec.Hostname}, {"domainname", spec.Domainname}} {
 		name, f := n[0], n[1]
 		if f == "" {
