@@ -78,7 +78,21 @@ func (r *run) exec(ctx context.Context) error {
 }
 
 func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ...call.Step) error) error {
-	return r.explain(do(ctx, r.callSteps(from, end)...))
+	err := do(ctx, r.callSteps(from, end)...)
+	for err != nil {
+		at := r.mendable(err)
+		if at < 0 {
+			break
+		}
+		if mendErr := r.mend(ctx, &r.plan.Steps[at]); mendErr != nil {
+			break
+		}
+		r.steps.Rewind(at)
+		if err = do(ctx, r.callSteps(at, end)...); r.mendable(err) == at {
+			break
+		}
+	}
+	return r.explain(err)
 }
 
 // explain says of an error whose step it is.

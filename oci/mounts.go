@@ -290,7 +290,9 @@ func (c *compiler) makeDirs(root call.Arg, p string, resolve uint64) call.Arg {
 			n = len(p) - i
 		}
 		c.try(call.Mkdirat(cur, p[i:i+n], 0o755), mayExist)
-		next := call.ResultOf(c.do(call.Openat2(root, p[:i+n], oDir, 0, resolve)))
+		open := c.do(call.Openat2(root, p[:i+n], oDir, 0, resolve))
+		c.Steps[open].Mend = resolve&unix.RESOLVE_NO_SYMLINKS == 0
+		next := call.ResultOf(open)
 		c.closeUnless(cur, root)
 		cur = next
 		i += n + 1

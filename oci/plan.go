@@ -52,6 +52,9 @@ type Step struct {
 	Who   Who
 	Phase Phase
 	Why   string // the config field: "mounts[3]", "process.capabilities.bounding"
+	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is. The
+	// runtime makes directories there, in the root that argument 0 is, and goes on with the step again.
+	Mend  bool
 	About string // what it is about, where the field does not tell: a mount's destination
 }
 

@@ -88,6 +88,9 @@ func (r *Run) Done(c call.Call, result int64) {
 	r.steps = append(r.steps, ran{call: c, done: result})
 }
 
+// Rewind forgets the steps from i on, so that the next part begins there.
+func (r *Run) Rewind(i int) { r.steps = r.steps[:i] }
+
 // A Result is what became of a step.
 type Result struct {
 	Ran   bool

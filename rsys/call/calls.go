@@ -77,6 +77,11 @@ func Symlinkat(target string, dir Arg, path string) Call {
 	return sys("symlinkat", unix.SYS_SYMLINKAT, String(target), dir, String(path))
 }
 
+// Readlinkat reads a symbolic link into the step's output, argument 2; it returns the length.
+func Readlinkat(dir Arg, path string, size int) Call {
+	return sys("readlinkat", unix.SYS_READLINKAT, dir, String(path), Out(size), Int(size))
+}
+
 func Unlinkat(dir Arg, path string, f int) Call {
 	return sys("unlinkat", unix.SYS_UNLINKAT, dir, String(path), flags(f, FormAt))
 }
