@@ -1,16 +1,22 @@
 package container
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/cgroup"
 	"github.com/rsys-io/rsys/oci"
 )
+
+// Host is what compiling must know of this host.
+func Host() oci.Host { return thisHost() }
 
 // thisHost is what compiling must know of the host. It does not change while we run.
 var thisHost = sync.OnceValue(func() oci.Host {
@@ -33,6 +39,24 @@ var thisHost = sync.OnceValue(func() oci.Host {
 	h.AppArmor = err == nil && strings.HasPrefix(string(enabled), "Y")
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	h.SELinux = err == nil
+	var fs unix.Statfs_t
+	h.Resctrl = unix.Statfs("/sys/fs/resctrl", &fs) == nil && fs.Type == unix.RDTGROUP_SUPER_MAGIC
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		var major, minor int
+		if n, _ := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); n == 2 {
+			h.Kernel = major<<16 | minor
+		}
+	}
+	for file, ns := range map[string]specs.LinuxNamespaceType{
+		"cgroup": specs.CgroupNamespace, "ipc": specs.IPCNamespace, "net": specs.NetworkNamespace, "pid": specs.PIDNamespace,
+		"time": specs.TimeNamespace, "user": specs.UserNamespace, "uts": specs.UTSNamespace,
+	} {
+		if _, err := os.Stat("/proc/self/ns/" + file); os.IsNotExist(err) {
+			h.NoNamespace = append(h.NoNamespace, ns)
+		}
+	}
+	slices.Sort(h.NoNamespace)
 	h.ProcPIDNS = procTakesPIDNS()
 	return h
 })

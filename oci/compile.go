@@ -30,6 +30,10 @@ type Host struct {
 	Kcore    bool        // there is /proc/kcore
 	AppArmor bool        // it is enabled
 	SELinux  bool        // it is enabled
+	Resctrl  bool        // a resctrl file system is mounted on /sys/fs/resctrl
+	Kernel   int         // the version, major<<16 | minor
+
+	NoNamespace []specs.LinuxNamespaceType // what the kernel was built without
 	// ProcPIDNS says that procfs has the mount option pidns, Linux 6.17.
 	ProcPIDNS bool
 }

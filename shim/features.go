@@ -3,25 +3,15 @@ package shim
 import (
 	"encoding/json"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/rsys-io/rsys/container"
+	"github.com/rsys-io/rsys/oci"
 )
 
-// featuresAny is what the runtime can do, as Kubernetes reads it. Nothing is listed that has
-// not been tried.
+// featuresAny is what the runtime can do here, as containerd and Kubernetes read it.
 func featuresAny() (*anypb.Any, error) {
-	yes := true
-	f := features.Features{
-		OCIVersionMin: "1.0.0",
-		OCIVersionMax: specs.Version,
-		Linux: &features.Linux{
-			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
-			Cgroup:     &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes},
-			Seccomp:    &features.Seccomp{Enabled: &yes},
-		},
-	}
-	data, err := json.Marshal(&f)
+	data, err := json.Marshal(oci.Features(container.Host()))
 	if err != nil {
 		return nil, err
 	}

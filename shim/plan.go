@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
-	"github.com/rsys-io/rsys/cgroup"
+	"github.com/rsys-io/rsys/container"
 	"github.com/rsys-io/rsys/oci"
 )
 
@@ -43,7 +41,7 @@ func printPlan(args []string, out io.Writer) error {
 	for i := range req.Fifos {
 		req.Fifos[i] = spec.Process == nil || !spec.Process.Terminal
 	}
-	plan, err := oci.Compile(spec, req, thisHost())
+	plan, err := oci.Compile(spec, req, container.Host())
 	if err != nil {
 		return err
 	}
@@ -56,23 +54,4 @@ func printPlan(args []string, out io.Writer) error {
 	}
 	_, err = out.Write(append(data, '\n'))
 	return err
-}
-
-// thisHost is what compiling must know of the host.
-func thisHost() oci.Host {
-	list, v2 := cgroup.Hierarchies()
-	h := oci.Host{CgroupV2: v2}
-	if !v2 {
-		for _, c := range list {
-			h.CgroupV1 = append(h.CgroupV1, oci.Hierarchy{Mountpoint: c.Mountpoint, Controllers: c.Controllers})
-		}
-	}
-	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 8); err == nil {
-			h.LastCap = uint(n)
-		}
-	}
-	_, err := os.Stat("/proc/kcore")
-	h.Kcore = err == nil
-	return h
 }
