@@ -30,8 +30,11 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 	defer p.stdio.close()
 	c := p.container
 	r.shim = func(ctx context.Context, r *run, s *oci.Step) error {
-		if s.Name == oci.CloneChild {
+		switch s.Name {
+		case oci.CloneChild:
 			return c.cloneExec(ctx, r)
+		case oci.SendListener:
+			return c.sendListener(ctx, r, s, specs.StateRunning)
 		}
 		return commonStep(ctx, r, s, c.cgroup, p.stdio)
 	}

@@ -40,6 +40,12 @@ func (c *compiler) placeOfBirth(filter *seccomp.Filter) birthPlace {
 			" is not inherited, so a process is privileged until it has set it, in sight of those in its PID namespace")
 		return notBorn
 	}
+	if filter != nil && filter.Notify {
+		// The shim takes the listener from who loads the filter before that has anything to be asked about.
+		c.Warnings = append(c.Warnings, "linux.seccomp: with "+string(specs.ActNotify)+
+			" a process is privileged until it has loaded the filter, in sight of those in its PID namespace")
+		return notBorn
+	}
 	missing := c.forbidden(filter)
 	switch {
 	case missing == "":
@@ -62,7 +68,7 @@ func (c *compiler) forbidden(filter *seccomp.Filter) string {
 		nr   int64
 		args []uint64
 	}{
-		{"clone", unix.SYS_CLONE, []uint64{unix.CLONE_PARENT}},
+		{"clone", unix.SYS_CLONE, []uint64{unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID}},
 		{"exit_group", unix.SYS_EXIT_GROUP, nil},
 		{"gettid", unix.SYS_GETTID, nil},
 		{"set_robust_list", unix.SYS_SET_ROBUST_LIST, nil},
@@ -94,7 +100,7 @@ func (c *compiler) placeOfInit() birthPlace {
 // and waits for the start; then it is not to outlive us.
 func (c *compiler) bear() {
 	c.at("process", "")
-	c.Birth = c.do(call.Call{Name: BirthCall, Nr: unix.SYS_CLONE, Args: []call.Arg{{Int: unix.CLONE_PARENT, Form: call.FormClone}}})
+	c.Birth = c.do(call.Call{Name: BirthCall, Nr: unix.SYS_CLONE, Args: []call.Arg{{Int: unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID, Form: call.FormClone}}})
 	if !c.exec {
 		c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(int(unix.SIGKILL))))
 		c.Gate = c.try(call.FutexWait(), call.Tolerate(unix.EAGAIN))

@@ -74,8 +74,8 @@ var coverage = map[string]string{
 	"linux.seccomp.defaultErrnoRet":    filter,
 	"linux.seccomp.architectures":      filter,
 	"linux.seccomp.flags":              filter,
-	"linux.seccomp.listenerPath":       refused,
-	"linux.seccomp.listenerMetadata":   refused,
+	"linux.seccomp.listenerPath":       compiled,
+	"linux.seccomp.listenerMetadata":   compiled,
 	"linux.seccomp.syscalls":           filter,
 	"linux.rootfsPropagation":          compiled,
 	"linux.maskedPaths":                compiled,
@@ -181,16 +181,15 @@ func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 		}
 	}
 	for patch, name := range map[string]string{
-		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "user"}]}}`:                                                            "linux.namespaces[1] (user)",
-		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "time"}]}}`:                                                            "linux.namespaces[1] (time)",
-		`{"linux": {"namespaces": [{"type": "mount", "path": "/proc/1/ns/mnt"}]}}`:                                                    "linux.namespaces[0].path (mount)",
-		`{"linux": {"namespaces": []}}`:                                                                                               "linux.namespaces: a container without a mount namespace",
-		`{"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["open"], "action": "SCMP_ACT_NOTIFY"}]}}}`: "linux.seccomp: SCMP_ACT_NOTIFY",
-		`{"mounts": [{"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}]}`:                                              "mounts[0].options: tmpcopyup",
-		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "idmap"]}]}`:                                           "mounts[0].options: idmap",
-		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "ridmap"]}]}`:                                          "mounts[0].options: ridmap",
-		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "remount"]}]}`:                                         "mounts[0].options: remount",
-		`{"mounts": [{"destination": "/a", "source": "/b", "type": "ext4", "options": ["iversion"]}]}`:                                "mounts[0].options: iversion",
+		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "user"}]}}`:                             "linux.namespaces[1] (user)",
+		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "time"}]}}`:                             "linux.namespaces[1] (time)",
+		`{"linux": {"namespaces": [{"type": "mount", "path": "/proc/1/ns/mnt"}]}}`:                     "linux.namespaces[0].path (mount)",
+		`{"linux": {"namespaces": []}}`:                                                                "linux.namespaces: a container without a mount namespace",
+		`{"mounts": [{"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}]}`:               "mounts[0].options: tmpcopyup",
+		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "idmap"]}]}`:            "mounts[0].options: idmap",
+		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "ridmap"]}]}`:           "mounts[0].options: ridmap",
+		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "remount"]}]}`:          "mounts[0].options: remount",
+		`{"mounts": [{"destination": "/a", "source": "/b", "type": "ext4", "options": ["iversion"]}]}`: "mounts[0].options: iversion",
 	} {
 		if _, err := compileBytes(edit(t, patch)); !errdefs.IsNotImplemented(err) || !strings.HasPrefix(err.Error(), name) {
 			t.Errorf("%s: got %v", name, err)
@@ -235,6 +234,8 @@ func TestEachCompiledFieldChangesThePlan(t *testing.T) {
 		"linux.mountLabel":                 `{"linux": {"mountLabel": "l"}}`,
 		"linux.memoryPolicy":               `{"linux": {"memoryPolicy": {"mode": "MPOL_LOCAL", "nodes": ""}}}`,
 		"linux.personality":                `{"linux": {"personality": {"domain": "LINUX32"}}}`,
+		"linux.seccomp.listenerPath":       `{"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/a", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}}}`,
+		"linux.seccomp.listenerMetadata":   `{"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/a", "listenerMetadata": "m", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}}}`,
 		"hooks.prestart":                   `{"hooks": {"prestart": [{"path": "/a"}]}}`,
 		"hooks.createRuntime":              `{"hooks": {"createRuntime": [{"path": "/a"}]}}`,
 		"hooks.createContainer":            `{"hooks": {"createContainer": [{"path": "/a"}]}}`,

@@ -33,6 +33,7 @@ const (
 	PassStdio    = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
 	WriteProc    = "write"         // write argument 1 to the file argument 0 of /proc/<child>
 	WriteAttr    = "attr"          // write argument 1 to the file argument 0 of the child's own /proc/self/attr
+	SendListener = "listener"      // send the child's descriptor argument 0 to the seccomp agent at argument 1, with the metadata argument 2
 	RunHook      = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 

@@ -182,7 +182,7 @@ func (c *compiler) start() error {
 			prog = append(prog, i.Jt, i.Jf)
 			prog = binary.NativeEndian.AppendUint32(prog, i.K)
 		}
-		c.do(call.Seccomp(uint(filter.Flags), prog, len(filter.Instructions)))
+		c.sendListener(c.do(call.Seccomp(uint(filter.Flags), prog, len(filter.Instructions))))
 	}
 	if keep != 0 && caps.given {
 		c.applyCaps(&caps, 0)
@@ -202,11 +202,8 @@ func (c *compiler) filter() (err error) {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
-	if filter != nil && filter.Notify {
-		return notYet("linux.seccomp: SCMP_ACT_NOTIFY")
-	}
 	c.Seccomp = filter
-	return nil
+	return c.checkListener(filter)
 }
 
 // cleanEnv leaves the last of each variable, and no empty HOME: that is to be found out.

@@ -80,8 +80,6 @@ func refuse(spec *specs.Spec) error {
 		{len(l.NetDevices) > 0, "linux.netDevices"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
-		{l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath"},
-		{l.Seccomp != nil && l.Seccomp.ListenerMetadata != "", "linux.seccomp.listenerMetadata"},
 	} {
 		if f.set {
 			return notYet(f.name)
@@ -320,6 +318,9 @@ func validateRlimits(list []specs.POSIXRlimit) error {
 func validateLinux(spec *specs.Spec) error {
 	l, ns := spec.Linux, namespacesOf(spec)
 	if err := validatePersonality(l.Personality); err != nil {
+		return err
+	}
+	if err := validateListener(l.Seccomp); err != nil {
 		return err
 	}
 	if err := validateMemoryPolicy(l.MemoryPolicy); err != nil {
