@@ -79,9 +79,11 @@ func (a *Arena) Used() int {
 	return a.used
 }
 
-// Close unmaps the arena here. No Block may be used after it, and all tasks
-// that had it must have left.
+// Close unmaps the arena here. No Block may be in use: with one that is not freed it is an error, and the arena stays.
 func (a *Arena) Close() error {
+	if used := a.Used(); used != 0 {
+		return fmt.Errorf("rsys: arena with %d bytes in use is closed", used)
+	}
 	a.monitor.threads.Wait()
 	return errors.Join(unix.Munmap(a.mem), a.file.Close())
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,12 +76,18 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 			nest.Free()
 		}
 	}()
-	clone := call.Step{Call: p.cloneCall(nest)}
+	// Where the kernel writes the process's ID: where the process can't.
+	tid, err := t.arena.Alloc(4)
+	if err != nil {
+		return nil, err
+	}
+	clone := call.Step{Call: p.cloneCall(nest, t.address(tid))}
 	first := r.Len() + len(b.Before) + 1
 	for range first {
 		born.Run.Done(call.Call{}, 0)
 	}
 	if err := born.Run.encode(b.After); err != nil {
+		tid.Free()
 		return nil, err
 	}
 	mem := nest.Bytes()
@@ -88,14 +95,15 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 	binary.NativeEndian.PutUint64(mem[nestRequest+16:], uint64(len(b.After)))
 
 	pid, err := r.deliver(ctx, append(append([]call.Step{}, b.Before...), clone, call.Step{Call: call.ExitGroup(0)}))
+	if err == nil {
+		born.Child, err = newChild(pid, nil, nest)
+	}
 	if err != nil {
+		t.disown(tid.word(0), tid.Free)
 		return nil, err
 	}
-	if born.Child, err = newChild(pid, nil); err != nil {
-		return nil, err
-	}
+	tid.Free()
 	p.Child = born.Child
-	born.Child.nest = nest
 	born.Child.watchBirth(nest.word(nestFutex + robustFutex))
 	return born, nil
 }
@@ -135,9 +143,12 @@ func (t *Task) nest(arena *Arena) (*Block, error) {
 	return nest, nil
 }
 
+// BirthFlags are those of the clone by which a process is born.
+const BirthFlags = unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID
+
 // cloneCall is the old clone(2): seccomp filters let it pass where they know no clone3.
-func (t *Task) cloneCall(nest *Block) call.Call {
-	args := []call.Arg{{Int: unix.CLONE_PARENT, Form: call.FormClone}, call.Int(t.address(nest) + trampoline), call.Null, call.Null, call.Null}
+func (t *Task) cloneCall(nest *Block, tid uint64) call.Call {
+	args := []call.Arg{{Int: BirthFlags, Form: call.FormClone}, call.Int(t.address(nest) + trampoline), call.Int(tid), call.Null, call.Null}
 	return call.Call{Name: "clone", Nr: unix.SYS_CLONE, Args: args}
 }
 
@@ -152,15 +163,11 @@ func (r *Run) deliver(ctx context.Context, steps []call.Step) (pid int, err erro
 		return 0, err
 	}
 	err = r.finish(ctx, first)
-	clone := first + len(steps) - 2
-	if res := r.Result(clone); res.Ran && res.Errno == 0 && res.Value > 0 {
-		if e, ok := err.(*DiedError); ok && e.Cause != nil {
-			// The context ended just then; the process is there all the same.
-			unix.Kill(int(res.Value), unix.SIGKILL)
-			unix.Wait4(int(res.Value), nil, 0, nil)
-			return 0, err
+	var died *DiedError
+	if errors.As(err, &died) && died.Cause == nil {
+		if res := r.Result(first + len(steps) - 2); res.Ran && res.Errno == 0 && res.Value > 0 {
+			return int(res.Value), nil
 		}
-		return int(res.Value), nil
 	}
 	if err == nil {
 		err = fmt.Errorf("rsys: task did not bear a process")
@@ -193,27 +200,36 @@ func (b *Born) Await(ctx context.Context) error {
 	select {
 	case <-b.Child.left:
 	case <-ctx.Done():
-		b.Child.kill(context.Cause(ctx))
-		<-b.Child.left
+		b.Child.interrupt(context.Cause(ctx))
+		select {
+		case <-b.Child.left:
+		case <-time.After(killTime):
+			return b.Run.died(b.first(), &DiedError{Index: -1, Cause: context.Cause(ctx)})
+		}
 	}
 	if b.Child.Execed() {
 		return nil
 	}
 	<-b.Child.exited
-	first := 0
-	for first < len(b.Run.steps) && b.Run.steps[first].at == nil {
-		first++
-	}
-	reached := b.Run.reached(first)
-	if i := reached - 1; i >= first {
-		if e := b.Run.Result(i).Errno; e != 0 && reached == len(b.Run.steps) || e != 0 && b.Child.endedByItself() {
+	first := b.first()
+	if i := b.Run.reached(first) - 1; i >= first && b.Child.endedByItself() {
+		if e := b.Run.Result(i).Errno; e != 0 {
 			return &StepError{i, b.Run.steps[i].call, e}
 		}
 	}
-	b.Child.mu.Lock()
-	cause := b.Child.cause
-	b.Child.mu.Unlock()
-	return b.Run.died(first, &DiedError{Index: -1, Exit: b.Child.status, Cause: cause})
+	return b.Run.died(first, &DiedError{Index: -1, Exit: b.Child.status, Cause: b.Child.killCause()})
+}
+
+// killTime is how long a process that is killed gets to end. In a call that no signal ends it takes longer.
+const killTime = time.Second
+
+// first is the first step that is the process's.
+func (b *Born) first() int {
+	i := 0
+	for i < len(b.Run.steps) && b.Run.steps[i].at == nil {
+		i++
+	}
+	return i
 }
 
 // endedByItself reports whether the process ran to the end of its program.
@@ -222,9 +238,20 @@ func (c *Child) endedByItself() bool {
 	return ok && status == 0
 }
 
-// Close frees the cradle. The process must have left it.
+// Close frees the cradle, as soon as the process has left it.
 func (b *Born) Close() error {
-	<-b.Child.left
-	b.Run.Close()
-	return b.cradle.Close()
+	end := func() error {
+		b.Run.Close()
+		return b.cradle.Close()
+	}
+	select {
+	case <-b.Child.left:
+		return end()
+	default:
+		go func() {
+			<-b.Child.left
+			end()
+		}()
+		return nil
+	}
 }

@@ -31,6 +31,7 @@ import (
 type Child struct {
 	pid   int
 	pidfd *os.File
+	stat  *os.File // its /proc/pid/stat, until it has left
 	conn  *conn
 	nest  *Block // what it needs while it serves
 
@@ -78,14 +79,21 @@ func (s ExitStatus) String() string {
 // children counts those that are not reaped, for tests.
 var children atomic.Int64
 
-func newChild(pid int, conn *conn) (*Child, error) {
+// newChild takes a child over. If it fails, which it does for want of descriptors, the child is the caller's.
+func newChild(pid int, conn *conn, nest *Block) (*Child, error) {
 	// As the parent, we alone can reap pid: it is this process or its zombie.
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
+	// Opened now: what it says later must not depend on there being a descriptor left.
+	stat, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "open", Path: "/proc/" + strconv.Itoa(pid) + "/stat", Err: err}
+	}
 	c := &Child{
-		pid: pid, conn: conn, pidfd: os.NewFile(uintptr(fd), "pidfd"),
+		pid: pid, conn: conn, nest: nest, pidfd: os.NewFile(uintptr(fd), "pidfd"), stat: os.NewFile(uintptr(stat), "stat"),
 		left: make(chan struct{}), exited: make(chan struct{}),
 	}
 	children.Add(1)
@@ -158,7 +166,6 @@ func (c *Child) Fetch(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(n), fmt.Sprintf("fd %d of %d", fd, c.pid)), nil
 }
 
-// kill kills a process that serves us; the first cause is the error of what it is at.
 // watchBirth is [Child.watchFutex] of a process that has yet to set its futex.
 func (c *Child) watchBirth(word *atomic.Uint32) {
 	c.mu.Lock()
@@ -166,13 +173,14 @@ func (c *Child) watchBirth(word *atomic.Uint32) {
 	if c.nest == nil {
 		return // it has left already
 	}
-	if word.Load() != 0 {
-		c.watch = c.nest.arena.monitor.watch(word, word.Load()&^futexOwnerDied, func() { c.leave(false) })
+	if v := word.Load(); v != 0 {
+		c.watch = c.nest.arena.monitor.watch(word, v&^futexOwnerDied, func() { c.leave(false) })
 		return
 	}
 	c.watch = c.nest.arena.monitor.watch(word, 0, func() { c.watchBirth(word) })
 }
 
+// kill kills a process that serves us, or did; the first cause is the error of what it is at.
 func (c *Child) kill(cause error) {
 	c.mu.Lock()
 	if c.cause == nil && !c.execed && !c.died {
@@ -182,6 +190,27 @@ func (c *Child) kill(cause error) {
 	c.Signal(unix.SIGKILL)
 	// It may be in a call that no signal ends. Who waits is not to.
 	c.hangUp()
+}
+
+// interrupt is kill, unless the process has left by now.
+func (c *Child) interrupt(cause error) {
+	c.mu.Lock()
+	left := c.execed || c.died
+	if !left && c.cause == nil {
+		c.cause = cause
+	}
+	c.mu.Unlock()
+	if !left {
+		c.Signal(unix.SIGKILL)
+		c.hangUp()
+	}
+}
+
+// killCause is why we killed the process; nil if we did not.
+func (c *Child) killCause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cause
 }
 
 // hangUp ends the channel, if there is one.
@@ -203,14 +232,10 @@ func (c *Child) monitor() {
 		raw.Control(func(fd uintptr) { err = info.waitid(int(fd), options, &c.usage) })
 		return err
 	}
-	for {
-		err := raw.Read(func(uintptr) bool {
-			return waitid(unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.pid != 0
-		})
-		if err != nil || info.pid != 0 {
-			break
-		}
-	}
+	// An error is of a process that is no child of ours; then its end is not known.
+	raw.Read(func(uintptr) bool {
+		return waitid(unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.pid != 0
+	})
 	c.at = time.Now()
 	c.leave(true)
 	waitid(unix.WEXITED)
@@ -228,7 +253,7 @@ func (c *Child) leave(ended bool) {
 	if c.execed || c.died {
 		return
 	}
-	flags, err := processFlags(c.pid)
+	flags, err := c.flags()
 	switch {
 	case ended:
 		c.died = err != nil || flags&pfForkNoExec != 0
@@ -247,6 +272,7 @@ func (c *Child) leave(ended bool) {
 		c.nest.Free()
 		c.nest = nil
 	}
+	c.stat.Close()
 	close(c.left)
 }
 
@@ -257,7 +283,7 @@ const futexOwnerDied = 0x40000000
 func (c *Child) watchFutex(word *atomic.Uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.died {
+	if c.nest != nil {
 		c.watch = c.nest.arena.monitor.watch(word, word.Load(), func() { c.leave(false) })
 	}
 }
@@ -285,10 +311,8 @@ func (c *Child) diedError() error {
 			return ErrGone
 		}
 		<-c.exited
+		cause = c.killCause()
 	}
-	c.mu.Lock()
-	cause = c.cause
-	c.mu.Unlock()
 	select {
 	case <-c.exited:
 		return &DiedError{Index: -1, Exit: c.status, Cause: cause}
@@ -304,16 +328,11 @@ const (
 	pfForkNoExec = 0x40
 )
 
-// processFlags reads a process's flags: of a zombie too.
-func processFlags(pid int) (uint64, error) {
-	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
+// flags reads the process's flags: a zombie has them too.
+func (c *Child) flags() (uint64, error) {
 	var buf [1024]byte
-	n, err := unix.Read(fd, buf[:])
-	if err != nil {
+	n, err := c.stat.ReadAt(buf[:], 0)
+	if n == 0 {
 		return 0, err
 	}
 	return statFlags(buf[:n])

@@ -3,9 +3,9 @@ package rsys
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +27,7 @@ type CloneConfig struct {
 // What a clone needs of the arena, in one block.
 const (
 	nestArgs    = 0   // struct clone_args
+	nestTID     = 88  // the child's ID in the parent's PID namespace, as soon as there is a child
 	nestFutex   = 96  // the robust futex, or just the futex word in it
 	nestRequest = 136 // of a child that serves nobody: its only request
 	nestStack   = 192 // the child's stack; the trampoline is at its end
@@ -73,16 +74,15 @@ func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
 	}
 	pid, err := t.clone(ctx, cfg, nest, child, far)
 	if err != nil {
-		nest.Free()
+		t.disown(nest.word(nestTID), nest.Free)
 		c.close()
 		return nil, err
 	}
-	if child.Child, err = newChild(pid, c); err != nil {
-		nest.Free()
+	if child.Child, err = newChild(pid, c, nest); err != nil {
+		t.disown(nest.word(nestTID), nest.Free)
 		c.close()
 		return nil, err
 	}
-	child.Child.nest = nest
 	if err := child.hello(ctx); err != nil {
 		child.Kill()
 		return nil, fmt.Errorf("clone3: child: %w", err)
@@ -95,7 +95,7 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	mem, addr := nest.Bytes(), t.address(nest)
 	put := func(off int, v uint64) { binary.NativeEndian.PutUint64(mem[off:], v) }
 
-	flags := cfg.Flags | unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND
+	flags := cfg.Flags | unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID | unix.CLONE_CLEAR_SIGHAND
 	robust := uint64(0)
 	if flags&unix.CLONE_VM != 0 {
 		flags |= unix.CLONE_CHILD_CLEARTID
@@ -112,42 +112,36 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 		files = append(files, cfg.Cgroup)
 	}
 	put(nestArgs+0, flags)
+	put(nestArgs+24, addr+nestTID)         // parent_tid
 	put(nestArgs+40, addr+nestStack)       // stack
 	put(nestArgs+48, trampoline-nestStack) // stack_size
 	put(trampoline+0, t.entry)             // the function,
 	put(trampoline+16, robust)             // its second argument
 	steps := []call.Step{
 		{Call: recvFDs(t.inlet.Arg(), len(files))},
+		{Call: expectFDs(0, len(files))},
 		{Call: call.Store64(call.Int(addr+trampoline+8), receivedFD(0, 0))},
-		{Call: call.Call{Name: "clone3", Nr: unix.SYS_CLONE3, Args: []call.Arg{call.Int(addr + nestArgs), call.Int(cloneArgsSize)}}, OnError: call.Ignore},
-		{Call: call.Close(receivedFD(0, 0)), OnError: call.Ignore},
 	}
 	if cfg.Cgroup != nil {
-		steps[2].OnError = call.Ignore
-		steps = append(steps[:2:2], append([]call.Step{
-			{Call: call.Store64(call.Int(addr+nestArgs+80), receivedFD(0, 1))}}, steps[2:]...)...)
-		steps = append(steps, call.Step{Call: call.Close(receivedFD(0, 1)), OnError: call.Ignore})
+		steps = append(steps, call.Step{Call: call.Store64(call.Int(addr+nestArgs+80), receivedFD(0, 1))})
 	}
-	clone3 := 2
-	if cfg.Cgroup != nil {
-		clone3 = 3
-	}
-	if cfg.Flags&unix.CLONE_FILES != 0 {
-		steps = steps[:clone3+1] // the child's end lies in the shared table
-	} else {
+	clone3 := len(steps)
+	steps = append(steps, call.Step{OnError: call.Ignore, Call: call.Call{Name: "clone3", Nr: unix.SYS_CLONE3, Args: []call.Arg{
+		call.Int(addr + nestArgs), call.Int(cloneArgsSize)}}})
+	if cfg.Flags&unix.CLONE_FILES == 0 { // otherwise the child's end lies in the shared table
 		child.fds = newFDTable(t.fds)
+		steps = append(steps, call.Step{Call: call.Close(receivedFD(0, 0)), OnError: call.Ignore})
+	}
+	if cfg.Cgroup != nil {
+		steps = append(steps, call.Step{Call: call.Close(receivedFD(0, 1)), OnError: call.Ignore})
 	}
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	run := t.NewRun()
 	defer run.Close()
-	if err := run.request(steps); err != nil {
+	if err := run.requestWith(files, steps); err != nil {
 		return 0, err
-	}
-	if err := t.passer.pass(fdsOf(files)); err != nil {
-		t.Child.kill(err)
-		return 0, errors.Join(err, run.finish(ctx, 0))
 	}
 	// The stub serves all: it is not to be killed because one caller gave up.
 	if err := run.finish(context.WithoutCancel(ctx), 0); err != nil {
@@ -161,6 +155,28 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	child.sock = child.fds.handle(int(num))
 	child.inlet = child.sock
 	return int(res.Value), nil
+}
+
+// disown is what is to be done when it is not known whether a clone has made a child: the parent may have died
+// before it could say so, and the kernel has made one all the same. Then its ID is in word, which
+// CLONE_PARENT_SETTID sets before the child runs, even if the parent is being killed. The child is killed and
+// reaped; it would be a zombie for ever otherwise, for which its PID namespace's init waits. Then free is called.
+func (t *Task) disown(word *atomic.Uint32, free func()) {
+	end := func() {
+		if pid := int(int32(word.Load())); pid > 0 {
+			unix.Kill(pid, unix.SIGKILL)
+			unix.Wait4(pid, nil, 0, nil)
+		}
+		free()
+	}
+	if t.Child.killed() {
+		go func() {
+			<-t.Child.left
+			end()
+		}()
+		return
+	}
+	end()
 }
 
 // putRobust makes the robust futex of a nest at addr.
@@ -191,29 +207,19 @@ func recvFDs(sock call.Arg, n int) call.Call {
 	return call.Call{Name: "recvmsg", Nr: unix.SYS_RECVMSG, Args: []call.Arg{sock, msg, call.Int(unix.MSG_CMSG_CLOEXEC)}}
 }
 
+// expectFDs checks that step, a [recvFDs], has received n descriptors: those for which the table has no room are not there.
+func expectFDs(step, n int) call.Call {
+	return call.Expect(call.WordOf(step, 1, 0), ^uint64(0), uint64(cmsgHdrSize+4*n), unix.EMFILE)
+}
+
 // receivedFD is the i-th descriptor that step, a recvFDs, received.
 func receivedFD(step, i int) call.Arg { return call.Int32Of(step, 1, cmsgHdrSize+4*i) }
 
-func (t *Task) received(run *Run, step, n int) ([]*FD, error) {
+func (t *Task) received(run *Run, step, n int) []*FD {
 	msg := run.Out(step, 1)
-	if got := binary.NativeEndian.Uint64(msg); got != uint64(cmsgHdrSize+4*n) {
-		return nil, fmt.Errorf("recvmsg: control message of %d bytes for %d descriptors", got, n)
-	}
 	fds := make([]*FD, n)
 	for i := range fds {
 		fds[i] = t.fds.handle(int(int32(binary.NativeEndian.Uint32(msg[cmsgHdrSize+4*i:]))))
 	}
-	return fds, nil
-}
-
-// fdsOf are the files' descriptors; unlike Fd it leaves them non-blocking if they are.
-func fdsOf(files []*os.File) []int {
-	nums := make([]int, len(files))
-	for i, f := range files {
-		nums[i] = -1
-		if raw, err := f.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { nums[i] = int(fd) })
-		}
-	}
-	return nums
+	return fds
 }

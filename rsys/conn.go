@@ -83,6 +83,23 @@ func (c *conn) pass(fds []int) error {
 	return os.NewSyscallError("sendmsg", sendErr)
 }
 
+// withFDs calls f with the files' descriptors, and keeps the files from being closed meanwhile: a
+// number that is closed by then may be another file's. It leaves non-blocking ones so, as Fd does not.
+func withFDs(files []*os.File, fds []int, f func([]int) error) error {
+	if len(files) == 0 {
+		return f(fds)
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	controlErr := raw.Control(func(fd uintptr) { err = withFDs(files[1:], append(fds, int(fd)), f) })
+	if controlErr != nil {
+		return controlErr
+	}
+	return err
+}
+
 // shutdown makes every read and write on the channel, at both ends, see its
 // end; reads that are under way too.
 func (c *conn) shutdown() {

@@ -143,8 +143,8 @@ func (g *futexGroup) loop() {
 		}
 		_, _, errno := unix.Syscall6(unix.SYS_FUTEX_WAITV, uintptr(unsafe.Pointer(&vec[0])), uintptr(len(vec)), 0, 0, 0, 0)
 		runtime.KeepAlive(g)
-		if errno == unix.ENOSYS {
-			g.waitEach()
+		if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+			g.waitEach() // there is none, or a filter that we are under, of an older container, forbids it
 		}
 	}
 }
@@ -164,9 +164,10 @@ func (g *futexGroup) waitEach() {
 					break
 				}
 			}
+			// Told whatever has changed since: the kernel wakes one waiter, and this may be it.
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			if g.control.Load() == control {
+			if !w.over && w.word.Load() != w.value || g.control.Load() == control {
 				g.changed()
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -148,6 +149,20 @@ func (r *Run) request(steps []call.Step) error {
 	}
 	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
 	return r.died(first, r.task.request(words))
+}
+
+// requestWith is [Run.request] of steps of which the first is a [recvFDs] of files. t.mu is held.
+func (r *Run) requestWith(files []*os.File, steps []call.Step) error {
+	return withFDs(files, nil, func(fds []int) error {
+		if err := r.request(steps); err != nil {
+			return err
+		}
+		err := r.task.passer.pass(fds)
+		if err != nil {
+			r.task.Child.kill(err) // or it would wait for ever
+		}
+		return err
+	})
 }
 
 // finish waits for the response. t.mu is held.

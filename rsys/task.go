@@ -2,7 +2,6 @@ package rsys
 
 import (
 	"context"
-	"errors"
 	"os"
 	"sync"
 
@@ -86,7 +85,7 @@ func (t *Task) adopt(ctx context.Context, cfg Config) (err error) {
 		}
 		t.inlet = t.fds.handle(cfg.InletFD)
 	}
-	if t.Child, err = newChild(cfg.Pid, t.conn); err != nil {
+	if t.Child, err = newChild(cfg.Pid, t.conn, nil); err != nil {
 		return err
 	}
 	if err := t.hello(ctx); err != nil {
@@ -206,7 +205,7 @@ func (t *Task) request(words [7]uint64) error {
 
 // response waits for the response to a request. t.mu is held.
 func (t *Task) response(ctx context.Context) (int64, error) {
-	stop := context.AfterFunc(ctx, func() { t.Child.kill(context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, func() { t.Child.interrupt(context.Cause(ctx)) })
 	defer stop()
 	v, err := t.conn.response()
 	if err == nil {
@@ -221,17 +220,15 @@ func (t *Task) Pass(ctx context.Context, files ...*os.File) ([]*FD, error) {
 	defer t.mu.Unlock()
 	run := t.NewRun()
 	defer run.Close()
-	if err := run.request([]call.Step{{Call: recvFDs(t.inlet.Arg(), len(files))}}); err != nil {
+	n := len(files)
+	err := run.requestWith(files, []call.Step{{Call: recvFDs(t.inlet.Arg(), n)}, {Call: expectFDs(0, n)}})
+	if err == nil {
+		err = run.finish(ctx, 0)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := t.passer.pass(fdsOf(files)); err != nil {
-		t.Child.kill(err) // or it would wait for ever
-		return nil, errors.Join(err, run.finish(ctx, 0))
-	}
-	if err := run.finish(ctx, 0); err != nil {
-		return nil, err
-	}
-	return t.received(run, 0, len(files))
+	return t.received(run, 0, n), nil
 }
 
 // Kill kills the task's process; [Child.Wait] waits for its end. The task of a process
