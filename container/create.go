@@ -132,6 +132,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
+	case oci.MoveNetDevice:
+		return r.moveDevice(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.SendListener:
 		return k.c.sendListener(ctx, r, s, specs.StateCreated)
 	case oci.RunHook:

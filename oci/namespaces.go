@@ -116,6 +116,7 @@ func (c *compiler) ownNamespaces() {
 		c.do(call.Ioctl(s, "SIOCSIFFLAGS", unix.SIOCSIFFLAGS, call.Bytes(ifreq)))
 		c.close(s)
 	}
+	c.netDevices()
 	if c.spec.Hostname != "" {
 		c.at("hostname", "")
 		c.do(call.Sethostname(c.spec.Hostname))

@@ -26,15 +26,16 @@ const NrShim = -1000
 
 // Names of the calls that the shim performs.
 const (
-	CgroupCreate = "cgroup.create" // make the cgroup and set its limits
-	CgroupJoin   = "cgroup.join"   // move the child into it
-	JoinPID      = "joiner"        // clone the joiner, which joins the PID namespace that the child is then born into
-	CloneChild   = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
-	PassStdio    = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
-	WriteProc    = "write"         // write argument 1 to the file argument 0 of /proc/<child>
-	WriteAttr    = "attr"          // write argument 1 to the file argument 0 of the child's own /proc/self/attr
-	SendListener = "listener"      // send the child's descriptor argument 0 to the seccomp agent at argument 1, with the metadata argument 2
-	RunHook      = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
+	CgroupCreate  = "cgroup.create" // make the cgroup and set its limits
+	CgroupJoin    = "cgroup.join"   // move the child into it
+	JoinPID       = "joiner"        // clone the joiner, which joins the PID namespace that the child is then born into
+	CloneChild    = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
+	PassStdio     = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
+	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child>
+	WriteAttr     = "attr"          // write argument 1 to the file argument 0 of the child's own /proc/self/attr
+	SendListener  = "listener"      // send the child's descriptor argument 0 to the seccomp agent at argument 1, with the metadata argument 2
+	MoveNetDevice = "netdev"        // move the host's network device argument 0 to the child's namespace, as argument 1
+	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 
 // Phase is the request of the runtime specification during which a step runs.

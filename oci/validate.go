@@ -77,7 +77,6 @@ func refuse(spec *specs.Spec) error {
 		{spec.FreeBSD != nil, "freebsd"},
 		{l.UIDMappings != nil, "linux.uidMappings"},
 		{l.GIDMappings != nil, "linux.gidMappings"},
-		{len(l.NetDevices) > 0, "linux.netDevices"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
 	} {
@@ -318,6 +317,9 @@ func validateRlimits(list []specs.POSIXRlimit) error {
 func validateLinux(spec *specs.Spec) error {
 	l, ns := spec.Linux, namespacesOf(spec)
 	if err := validatePersonality(l.Personality); err != nil {
+		return err
+	}
+	if err := validateNetDevices(l, &ns); err != nil {
 		return err
 	}
 	if err := validateListener(l.Seccomp); err != nil {

@@ -1,0 +1,45 @@
+package oci
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/rsys/call"
+	"golang.org/x/sys/unix"
+)
+
+// netDevices has devices of the host moved into the container's network namespace, as config-linux.md of the runtime specification
+// has it under "Network Devices". It must come when the child is in that.
+func (c *compiler) netDevices() {
+	for _, name := range slices.Sorted(maps.Keys(c.spec.Linux.NetDevices)) {
+		d := c.spec.Linux.NetDevices[name]
+		c.at("linux.netDevices["+name+"]", d.Name)
+		c.shim(MoveNetDevice, call.String(name), call.String(d.Name))
+	}
+}
+
+func validateNetDevices(l *specs.Linux, ns *namespaces) error {
+	if len(l.NetDevices) == 0 {
+		return nil
+	}
+	if !ns.has(specs.NetworkNamespace) {
+		return invalid("linux.netDevices", "not without a network namespace")
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.NetDevices)) {
+		field := "linux.netDevices[" + name + "]"
+		if !isDeviceName(name) || strings.Contains(name, "%") {
+			return invalid(field, "%q is not a name of a network device", name)
+		}
+		if n := l.NetDevices[name].Name; n != "" && (!isDeviceName(n) || strings.Contains(strings.Replace(n, "%d", "", 1), "%")) {
+			return invalid(field+".name", "%q is not a name of a network device", n)
+		}
+	}
+	return nil
+}
+
+// isDeviceName says whether the kernel takes a name for a device: dev_valid_name in its net/core/dev.c.
+func isDeviceName(s string) bool {
+	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && !strings.ContainsAny(s, "/:\x00 \t\n\v\f\r")
+}
