@@ -36,6 +36,7 @@ type Cgroup struct {
 	resources *specs.LinuxResources
 	settings  []Setting
 	devices   *DeviceList
+	watches   *watches
 }
 
 // New checks a config against this host. It creates nothing.
@@ -70,7 +71,7 @@ func newCgroup(cfg Config, l *layout) (*Cgroup, error) {
 	if !l.v2 && cfg.Resources != nil && len(cfg.Resources.Unified) > 0 {
 		return nil, &FieldError{"linux.resources.unified", "this host has cgroup v1"}
 	}
-	c := &Cgroup{layout: l, resources: cfg.Resources}
+	c := &Cgroup{layout: l, resources: cfg.Resources, watches: &watches{}}
 	var err error
 	if c.settings, err = Settings(l.v2, cfg.Resources); err != nil {
 		return nil, err
@@ -200,12 +201,22 @@ func cpusetOf(root, dir, file string) (string, error) {
 }
 
 // makeUnified makes a v2 directory, and on the way down gives each parent's controllers to its children. Those that can't be had
-// show when a limit needs them.
+// show when a limit needs them. As in makeDir an empty parent may be removed by another; one that is made again must be
+// given its controllers again, so it goes down from the root again.
 func makeUnified(root, dir string, made *[]string) error {
 	rel, err := filepath.Rel(root, dir)
 	if err != nil {
 		return err
 	}
+	for i := 0; ; i++ {
+		err := makeUnifiedOnce(root, rel, made)
+		if i == 20 || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+	}
+}
+
+func makeUnifiedOnce(root, rel string, made *[]string) error {
 	cur := root
 	for e := range strings.SplitSeq(rel, "/") {
 		have, err := read(cur, "cgroup.controllers")
@@ -229,12 +240,14 @@ func makeUnified(root, dir string, made *[]string) error {
 			}
 		}
 		cur += "/" + e
-		if err := makeDir(root, cur, made); err != nil {
-			return err
+		if err := unix.Mkdir(cur, 0o755); err == nil {
+			*made = append(*made, cur)
+		} else if err != unix.EEXIST {
+			return &os.PathError{Op: "mkdir", Path: cur, Err: err}
 		}
 	}
-	if t, err := read(dir, "cgroup.type"); err == nil && strings.TrimSpace(t) == "domain invalid" {
-		return fmt.Errorf("%s: a cgroup below a threaded one can't hold a container", dir)
+	if t, err := read(cur, "cgroup.type"); err == nil && strings.TrimSpace(t) == "domain invalid" {
+		return fmt.Errorf("%s: a cgroup below a threaded one can't hold a container", cur)
 	}
 	return nil
 }
@@ -399,6 +412,9 @@ func (c *Cgroup) Delete() error {
 		if err := removeTree(dir, deadline); err != nil {
 			errs = append(errs, fmt.Errorf("cgroup: %w", err))
 		}
+	}
+	if errs == nil {
+		c.watches.endAll()
 	}
 	return errors.Join(errs...)
 }

@@ -6,13 +6,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // OOM says when the cgroup is out of memory (v1) or the kernel killed a process for that (v2). Events that come faster than they are
-// taken become one. The channel is closed when the context ends or the cgroup is removed. Waiting costs a
-// parked goroutine and no thread.
+// taken become one. The channel is closed when the context ends or the cgroup is removed, on v2 by Delete: of a removal by another the
+// kernel says nothing there. Waiting costs a parked goroutine and no thread.
 func (c *Cgroup) OOM(ctx context.Context) (<-chan struct{}, error) {
 	dir := c.dir("memory")
 	if dir == "" {
@@ -27,11 +28,14 @@ func (c *Cgroup) OOM(ctx context.Context) (<-chan struct{}, error) {
 		return nil, fmt.Errorf("cgroup: watching for OOM: %w", err)
 	}
 	ch := make(chan struct{}, 1)
-	stop := context.AfterFunc(ctx, func() { f.Close() })
+	end := func() { f.Close() }
+	stop := context.AfterFunc(ctx, end)
+	forget := c.watches.add(end)
 	go func() {
 		defer close(ch)
-		defer f.Close()
+		defer end()
 		defer stop()
+		defer forget()
 		buf := make([]byte, 4096)
 		for {
 			if _, err := f.Read(buf); err != nil {
@@ -50,6 +54,37 @@ func (c *Cgroup) OOM(ctx context.Context) (<-chan struct{}, error) {
 		}
 	}()
 	return ch, nil
+}
+
+// watches are what is to be ended when a cgroup is deleted.
+type watches struct {
+	mu   sync.Mutex
+	last int
+	ends map[int]func()
+}
+
+func (w *watches) add(end func()) (forget func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last++
+	n := w.last
+	if w.ends == nil {
+		w.ends = map[int]func(){}
+	}
+	w.ends[n] = end
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.ends, n)
+	}
+}
+
+func (w *watches) endAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, end := range w.ends {
+		end()
+	}
 }
 
 func watchLegacy(dir string) (*os.File, func() (oom, gone bool), error) {

@@ -1,0 +1,260 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	libcgroups "github.com/opencontainers/cgroups"
+	libfs2 "github.com/opencontainers/cgroups/fs2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+
+	stats2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+)
+
+// These need a host with v2 alone, controllers and all: hack/vm is one.
+func pureV2(t testing.TB) {
+	t.Helper()
+	needRoot(t)
+	l, err := host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.v2 {
+		t.Skip("this host has cgroup v1")
+	}
+}
+
+func TestAV2CgroupHasItsLimits(t *testing.T) {
+	pureV2(t)
+	p := parent(t)
+	c := create(t, Config{Path: p + "/a", ID: "a", Resources: everything()})
+	for file, want := range map[string]string{
+		"memory.max": "67108864", "memory.swap.max": "67108864", "memory.low": "33554432",
+		"cpu.weight": "59", "cpu.max": "50000 100000", "cpu.max.burst": "1000", "cpuset.cpus": "0", "cpuset.mems": "0", "pids.max": "20",
+	} {
+		if got, err := read(c.dirs[0], file); err != nil || strings.TrimSpace(got) != want {
+			t.Errorf("%s is %q (%v), want %s", file, got, err, want)
+		}
+	}
+}
+
+// The same resources set by us and by runc's library give the same files.
+func TestWhatWeSetOnV2IsWhatRuncsLibrarySets(t *testing.T) {
+	pureV2(t)
+	_, _ = libcgroups.ReadFile("/sys/fs/cgroup", "cgroup.controllers") // the library keeps an fd
+	p := parent(t)
+	for name, r := range map[string]struct {
+		ours *specs.LinuxResources
+		lib  *libcgroups.Resources
+	}{
+		// The spec's number of CPU shares is a weight already in the library's.
+		"everything": {everything(), &libcgroups.Resources{
+			Memory: 64 << 20, MemorySwap: 128 << 20, MemoryReservation: 32 << 20,
+			CpuWeight: libcgroups.ConvertCPUSharesToCgroupV2Value(512), CpuQuota: 50000, CpuPeriod: 100000, CpuBurst: ptr[uint64](1000),
+			CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr[int64](20)}},
+		"nothing": {nil, &libcgroups.Resources{}},
+		"no limits": {&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](-1)}, Pids: &specs.LinuxPids{Limit: ptr[int64](-1)}, CPU: &specs.LinuxCPU{Quota: ptr[int64](-1)}},
+			&libcgroups.Resources{Memory: -1, PidsLimit: ptr[int64](-1), CpuQuota: -1}},
+		"no pids":     {&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr[int64](0)}}, &libcgroups.Resources{PidsLimit: ptr[int64](0)}},
+		"long period": {&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](5000), Period: ptr[uint64](1000000)}}, &libcgroups.Resources{CpuQuota: 5000, CpuPeriod: 1000000}},
+		"idle":        {&specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: ptr[int64](1)}}, &libcgroups.Resources{CPUIdle: ptr[int64](1)}},
+		"huge pages":  {&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}, &libcgroups.Resources{HugetlbLimit: []*libcgroups.HugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}},
+		"unified":     {&specs.LinuxResources{Unified: map[string]string{"memory.high": "8388608", "pids.max": "7"}}, &libcgroups.Resources{Unified: map[string]string{"memory.high": "8388608", "pids.max": "7"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := create(t, Config{Path: p + "/ours", ID: "ours", Resources: r.ours})
+			lib := "/sys/fs/cgroup" + p + "/lib"
+			// Without it the library adds a device program that allows nothing.
+			r.lib.SkipDevices = true
+			m, err := libfs2.NewManager(&libcgroups.Cgroup{Path: p + "/lib", Resources: r.lib}, lib)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := m.Destroy(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := m.Apply(-1); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Set(r.lib); err != nil {
+				t.Fatal(err)
+			}
+			es, err := os.ReadDir(c.dirs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			compared := 0
+			for _, e := range es {
+				n := e.Name()
+				if strings.Contains(n, "stat") || strings.Contains(n, "pressure") || strings.HasSuffix(n, ".current") || strings.HasSuffix(n, ".peak") {
+					continue
+				}
+				got, err1 := read(c.dirs[0], n)
+				want, err2 := read(lib, n)
+				if got != want || (err1 == nil) != (err2 == nil) {
+					t.Errorf("%s: we have %q, the library %q", n, got, want)
+				}
+				compared++
+			}
+			if compared < 40 {
+				t.Errorf("only %d files were there to compare", compared)
+			}
+		})
+	}
+}
+
+func TestAFailedCreateLeavesNothingOnV2(t *testing.T) {
+	pureV2(t)
+	for name, x := range map[string]struct {
+		r    *specs.LinuxResources
+		want string
+	}{
+		"a page size that is not there":    {&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB", Limit: 1}}}, "linux.resources.hugepageLimits[0]: open "},
+		"a CPU that is not there":          {&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}}, "linux.resources.cpu.cpus: write "},
+		"a node that is not there":         {&specs.LinuxResources{CPU: &specs.LinuxCPU{Mems: "900"}}, "linux.resources.cpu.mems: write "},
+		"a block device that is not there": {&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 4000, Minor: 1}, Rate: 1}}}}, "linux.resources.blockIO.throttleReadBpsDevice[0]: write "},
+		"a file that is not there":         {&specs.LinuxResources{Unified: map[string]string{"memory.nosuch": "1"}}, "linux.resources.unified[memory.nosuch]: open "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := parent(t)
+			c, err := New(Config{Path: p + "/x/y/z", ID: "z", Resources: x.r})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Create(); err == nil || !strings.HasPrefix(err.Error(), x.want) {
+				t.Errorf("Create: %v, want %s", err, x.want)
+			}
+			if _, err := os.Lstat(c.layout.hierarchies[0].dir + p); err == nil {
+				t.Errorf("%s is left", p)
+			}
+		})
+	}
+}
+
+func TestUpdateOnV2ChangesLimitsBothWaysAndPutsThemBackOnFailure(t *testing.T) {
+	pureV2(t)
+	p := parent(t)
+	c := create(t, Config{Path: p + "/a", ID: "a", Resources: everything()})
+	memory := func(limit, swap int64) *specs.LinuxResources {
+		return &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, Swap: &swap}}
+	}
+	for _, x := range []struct {
+		r          *specs.LinuxResources
+		file, want string
+	}{
+		{memory(512<<20, 1<<30), "memory.max", fmt.Sprint(512 << 20)},
+		{memory(32<<20, 40<<20), "memory.swap.max", fmt.Sprint(8 << 20)},
+		{memory(-1, -1), "memory.max", "max"},
+		{memory(32<<20, 40<<20), "memory.max", fmt.Sprint(32 << 20)},
+		{&specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: ptr[int64](48 << 20)}}, "memory.swap.max", fmt.Sprint(16 << 20)},
+		{&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](2000), Period: ptr[uint64](2000)}}, "cpu.max", "2000 2000"},
+		{&specs.LinuxResources{CPU: &specs.LinuxCPU{Period: ptr[uint64](4000)}}, "cpu.max", "2000 4000"},
+		{&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](3000)}}, "cpu.max", "3000 4000"},
+		{&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](-1)}}, "cpu.max", "max 4000"},
+		{&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr[int64](-1)}}, "pids.max", "max"},
+	} {
+		if err := c.Update(x.r); err != nil {
+			t.Error(err)
+		}
+		if got, err := read(c.dirs[0], x.file); err != nil || strings.TrimSpace(got) != x.want {
+			t.Errorf("%s is %q (%v), want %s", x.file, got, err, x.want)
+		}
+	}
+	err := c.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](16 << 20)}, HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB"}}})
+	if err == nil || !strings.HasPrefix(err.Error(), "linux.resources.hugepageLimits[0]") {
+		t.Errorf("Update: %v", err)
+	}
+	if got, _ := read(c.dirs[0], "memory.max"); got != fmt.Sprintln(32<<20) {
+		t.Errorf("the memory limit was not put back: %q", got)
+	}
+}
+
+func TestOOMOnV2IsSeenAndWatchingEndsWithTheCgroup(t *testing.T) {
+	pureV2(t)
+	p := parent(t)
+	c := create(t, Config{Path: p + "/a", ID: "a", Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](16 << 20), Swap: ptr[int64](16 << 20)}}})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended, err := c.OOM(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oom, err := c.OOM(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, ok := next(t, ended); ok {
+		t.Error("an event after the context's end")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "CGROUP_TEST_HELPER=eat")
+	cmd.Stdin = r
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if err := c.Join(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write([]byte("x"))
+	if _, ok := next(t, oom); !ok {
+		t.Error("the channel closed before the event")
+	}
+	_ = cmd.Wait()
+	if m := metrics2(t, c); m.MemoryEvents.GetOomKill() != 1 {
+		t.Errorf("the metrics count %d kills", m.MemoryEvents.GetOomKill())
+	}
+	if err := c.Delete(); err != nil {
+		t.Error(err)
+	}
+	for {
+		if _, ok := next(t, oom); !ok {
+			break
+		}
+	}
+}
+
+func metrics2(t *testing.T, c *Cgroup) *stats2.Metrics {
+	t.Helper()
+	b, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m stats2.Metrics
+	if err := proto.Unmarshal(b.GetValue(), &m); err != nil {
+		t.Fatal(err)
+	}
+	return &m
+}
+
+func TestMetricsOfAV2Cgroup(t *testing.T) {
+	pureV2(t)
+	p := parent(t)
+	c := create(t, Config{Path: p + "/a", ID: "a", Resources: everything()})
+	if err := c.Join(helper(t, "sleep", nil).Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	m := metrics2(t, c)
+	if len(m.ProtoReflect().GetUnknown()) > 0 {
+		t.Error("it has fields that containerd does not know")
+	}
+	if m.Pids.GetLimit() != 20 || m.Pids.GetCurrent() == 0 || m.Memory.GetUsageLimit() != 64<<20 || m.Memory.GetSwapLimit() != 64<<20 ||
+		m.CPU.GetUsageUsec() == 0 || m.Memory.GetUsage() == 0 || len(m.Hugetlb) == 0 {
+		t.Errorf("%v", m)
+	}
+}
