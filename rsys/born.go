@@ -57,7 +57,20 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 			cradle.Close()
 		}
 	}()
-	base, err := t.layCradle(ctx, cradle)
+	// Where the kernel writes the process's ID: where the process can't.
+	tid, err := t.arena.Alloc(4)
+	if err != nil {
+		return nil, err
+	}
+	pid := 0
+	defer func() {
+		if pid == 0 || err != nil {
+			t.disown(tid.word(0), tid.Free)
+		} else {
+			tid.Free()
+		}
+	}()
+	base, err := t.layCradle(ctx, cradle, t.address(tid))
 	if err != nil {
 		return nil, err
 	}
@@ -76,40 +89,33 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 			nest.Free()
 		}
 	}()
-	// Where the kernel writes the process's ID: where the process can't.
-	tid, err := t.arena.Alloc(4)
-	if err != nil {
-		return nil, err
-	}
 	clone := call.Step{Call: p.cloneCall(nest, t.address(tid))}
 	first := r.Len() + len(b.Before) + 1
 	for range first {
 		born.Run.Done(call.Call{}, 0)
 	}
 	if err := born.Run.encode(b.After); err != nil {
-		tid.Free()
 		return nil, err
 	}
 	mem := nest.Bytes()
 	binary.NativeEndian.PutUint64(mem[nestRequest+8:], born.Run.steps[first].addr)
 	binary.NativeEndian.PutUint64(mem[nestRequest+16:], uint64(len(b.After)))
 
-	pid, err := r.deliver(ctx, append(append([]call.Step{}, b.Before...), clone, call.Step{Call: call.ExitGroup(0)}))
+	pid, err = r.deliver(ctx, append(append([]call.Step{}, b.Before...), clone, call.Step{Call: call.ExitGroup(0)}))
+	word := nest.word(nestFutex + robustFutex)
 	if err == nil {
 		born.Child, err = newChild(pid, nil, nest)
 	}
 	if err != nil {
-		t.disown(tid.word(0), tid.Free)
 		return nil, err
 	}
-	tid.Free()
 	p.Child = born.Child
-	born.Child.watchBirth(nest.word(nestFutex + robustFutex))
+	born.Child.watchBirth(word)
 	return born, nil
 }
 
-// layCradle maps the cradle in the task, and keeps our arena out of its children.
-func (t *Task) layCradle(ctx context.Context, cradle *Arena) (base uint64, err error) {
+// layCradle maps the cradle in the task, keeps our arena out of its children, and touches tid.
+func (t *Task) layCradle(ctx context.Context, cradle *Arena, tid uint64) (base uint64, err error) {
 	fds, err := t.Pass(ctx, cradle.File())
 	if err != nil {
 		return 0, err
@@ -121,6 +127,7 @@ func (t *Task) layCradle(ctx context.Context, cradle *Arena) (base uint64, err e
 		call.Step{Call: call.Close(fds[0].Arg())},
 		call.Step{Call: call.Call{Name: "madvise", Nr: unix.SYS_MADVISE, Args: []call.Arg{
 			call.Int(t.base), call.Int(t.arena.Size()), call.Int(unix.MADV_DONTFORK)}}},
+		call.Step{Call: touch(tid)},
 	); err != nil {
 		return 0, err
 	}

@@ -302,16 +302,16 @@ func (c *Child) killed() bool {
 
 // diedError is why a channel ended: it waits until that is known.
 func (c *Child) diedError() error {
-	c.mu.Lock()
-	cause := c.cause
-	c.mu.Unlock()
+	cause := c.killCause()
 	if cause == nil {
 		<-c.left
-		if c.Execed() {
+		if cause = c.killCause(); cause == nil && c.Execed() {
 			return ErrGone
 		}
-		<-c.exited
-		cause = c.killCause()
+		if cause == nil {
+			<-c.exited
+			cause = c.killCause()
+		}
 	}
 	select {
 	case <-c.exited:

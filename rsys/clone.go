@@ -78,6 +78,7 @@ func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
 		c.close()
 		return nil, err
 	}
+	word := nest.word(nestFutex + robustFutex)
 	if child.Child, err = newChild(pid, c, nest); err != nil {
 		t.disown(nest.word(nestTID), nest.Free)
 		c.close()
@@ -87,7 +88,7 @@ func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
 		child.Kill()
 		return nil, fmt.Errorf("clone3: child: %w", err)
 	}
-	child.Child.watchFutex(nest.word(nestFutex + robustFutex))
+	child.Child.watchFutex(word)
 	return child, nil
 }
 
@@ -121,6 +122,7 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 		{Call: recvFDs(t.inlet.Arg(), len(files))},
 		{Call: expectFDs(0, len(files))},
 		{Call: call.Store64(call.Int(addr+trampoline+8), receivedFD(0, 0))},
+		{Call: touch(addr + nestTID)},
 	}
 	if cfg.Cgroup != nil {
 		steps = append(steps, call.Step{Call: call.Store64(call.Int(addr+nestArgs+80), receivedFD(0, 1))})
@@ -157,6 +159,9 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	return int(res.Value), nil
 }
 
+// touch has a page there for the kernel to write to: it fails to get one, and says nothing, for a process that is being killed.
+func touch(addr uint64) call.Call { return call.Store32(call.Int(addr), call.Int(0)) }
+
 // disown is what is to be done when it is not known whether a clone has made a child: the parent may have died
 // before it could say so, and the kernel has made one all the same. Then its ID is in word, which
 // CLONE_PARENT_SETTID sets before the child runs, even if the parent is being killed. The child is killed and
@@ -165,7 +170,11 @@ func (t *Task) disown(word *atomic.Uint32, free func()) {
 	end := func() {
 		if pid := int(int32(word.Load())); pid > 0 {
 			unix.Kill(pid, unix.SIGKILL)
-			unix.Wait4(pid, nil, 0, nil)
+			for {
+				if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+					break
+				}
+			}
 		}
 		free()
 	}
