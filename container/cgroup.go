@@ -43,6 +43,9 @@ func (c *Container) update(res *specs.LinuxResources) error { return c.cgroup.Up
 func (c *Container) oom(ctx context.Context) (<-chan struct{}, error) { return c.cgroup.OOM(ctx) }
 
 func (c *Container) sharesPID() bool {
+	if c.spec.Linux == nil {
+		return true
+	}
 	for _, ns := range c.spec.Linux.Namespaces {
 		if ns.Type == specs.PIDNamespace {
 			return ns.Path != ""
@@ -63,8 +66,35 @@ func (c *Container) delete(ctx context.Context) error {
 	return nil
 }
 
+// cgroupMark is a file in the bundle that says that the container's cgroup is its own. A
+// config can name one in which others are: then nothing is made, and nothing may be removed or killed.
+const cgroupMark = "rsys-cgroup"
+
+// makeCgroup makes the cgroup. The mark is there before it, so that whatever kills us, cleanup knows.
+func (c *Container) makeCgroup() error {
+	mark := filepath.Join(c.bundle, cgroupMark)
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		return err
+	}
+	if err := c.cgroup.Create(); err != nil {
+		return errors.Join(err, os.Remove(mark))
+	}
+	c.made = true
+	return nil
+}
+
 func (c *Container) removeCgroup() error {
-	return errors.Join(c.cgroup.Kill(), c.cgroup.Delete())
+	if !c.made {
+		return nil
+	}
+	if err := errors.Join(c.cgroup.Kill(), c.cgroup.Delete()); err != nil {
+		return err
+	}
+	c.made = false
+	if err := os.Remove(filepath.Join(c.bundle, cgroupMark)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // cleanup works from config.json: what a container has beyond its processes, its
@@ -81,6 +111,9 @@ func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error)
 	spec, err := oci.Parse(config)
 	if err != nil {
 		return exit, nil // it was refused, so nothing was made
+	}
+	if _, err := os.Lstat(filepath.Join(bundle, cgroupMark)); err != nil {
+		return exit, nil // none was made
 	}
 	cg, err := cgroup.Load(cgroupConfig(id, spec, systemd))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -18,7 +18,8 @@ type Runtime struct{ runtimeState }
 // it is the error of the first Create.
 func New() *Runtime { return newRuntime() }
 
-// Close kills the stub and whatever has not yet become a container.
+// Close kills the stub. Containers are to be deleted before; what is left of them when this
+// process ends, ends with it if it has not exec'd.
 func (r *Runtime) Close() error { return r.close() }
 
 // Mount is a mount of the root file system, as containerd's create request has it.
@@ -63,7 +64,10 @@ type Container struct {
 }
 
 // A Process is a container's init or an exec'd process.
-type Process struct{ processState }
+type Process struct {
+	Warnings []string // as a Container's, of an exec'd process
+	processState
+}
 
 // Pid is the process's ID in the shim's PID namespace.
 func (p *Process) Pid() int { return p.pid() }

@@ -29,6 +29,7 @@ type containerState struct {
 	bundle  string
 	spec    *specs.Spec
 	cgroup  *cgroup.Cgroup
+	made    bool            // the cgroup is ours
 	seccomp *seccomp.Filter // compiled, for the execs
 	poststop
 
@@ -66,12 +67,16 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp, isolation: isolation}}
 	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
 	c.keepPoststop(run)
-	run.shim = (&creation{c: c, cfg: &cfg, from: stub.Task}).step
+	making := &creation{c: c, cfg: &cfg, from: stub.Task}
+	run.shim = making.step
 	defer func() {
 		if err != nil {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 			defer cancel()
-			err = errors.Join(err, run.abandon(ctx), c.removeCgroup())
+			if c.Init != nil && c.Init.pty != nil {
+				c.Init.pty.Close()
+			}
+			err = errors.Join(err, run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
 			c.runPoststop(context.WithoutCancel(ctx))
 		}
 	}()
@@ -128,7 +133,7 @@ type creation struct {
 func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	switch s.Name {
 	case oci.CgroupCreate:
-		return k.c.cgroup.Create()
+		return k.c.makeCgroup()
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
@@ -156,7 +161,7 @@ func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
 	var task *rsys.Task
 	if k.joiner != nil {
 		task, err = k.joiner.Spawn(ctx, flags, dir)
-		err = errors.Join(err, k.joiner.Close(ctx))
+		err = errors.Join(err, k.dropJoiner(ctx))
 	} else {
 		task, err = namespaces.Spawn(ctx, k.from, flags, dir)
 	}
@@ -164,6 +169,16 @@ func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
 		r.cloned(task)
 	}
 	return err
+}
+
+// dropJoiner ends the joiner, if there is one.
+func (k *creation) dropJoiner(ctx context.Context) error {
+	j := k.joiner
+	k.joiner = nil
+	if j == nil {
+		return nil
+	}
+	return j.Close(ctx)
 }
 
 // cgroupDir is the container's cgroup to be born into: of a hybrid host its v2 part; nil if there is no v2.

@@ -19,6 +19,7 @@ func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 		return nil, err
 	}
 	p := newProcess(c, &run{plan: plan, injection: injection(c.spec, "exec")}, spec)
+	p.Warnings = plan.Warnings
 	if p.stdio, err = stdio.copy(); err != nil {
 		return nil, err
 	}
@@ -45,7 +46,9 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 	if err != nil {
 		return fmt.Errorf("process.terminal: %w", err)
 	}
+	p.mu.Lock()
 	p.pty = pty
+	p.mu.Unlock()
 	if r.plan.Birth < 0 {
 		p.adopt(r.task.Child)
 	}
@@ -110,6 +113,9 @@ func (c *Container) dropJoiner() {
 // namespaces are the flags of those that the container does not have in common with us.
 func (c *Container) namespaces() uint64 {
 	var flags uint64
+	if c.spec.Linux == nil {
+		return 0
+	}
 	for _, ns := range c.spec.Linux.Namespaces {
 		flags |= namespaces.Flag(string(ns.Type))
 	}

@@ -158,7 +158,8 @@ func (r *run) home(uid uint32) {
 	var passwd []byte
 	if i := r.plan.Passwd; i >= 0 {
 		if res := r.steps.Result(i); res.Ran && res.Errno == 0 {
-			passwd = r.steps.Out(i, 1)[:res.Value]
+			passwd = r.steps.Out(i, 1)
+			passwd = passwd[:min(int(res.Value), len(passwd))]
 		}
 	}
 	home, ok := oci.Home(passwd, uid)

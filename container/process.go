@@ -29,19 +29,26 @@ type processState struct {
 	done      chan struct{}
 	result    Exit
 
-	mu    sync.Mutex
-	run   *run // until started
-	child *rsys.Child
-	pty   *os.File
+	starting sync.Mutex // held by Start and Close
+
+	mu     sync.Mutex
+	run    *run                    // until started
+	cancel context.CancelCauseFunc // of the start
+	child  *rsys.Child
+	pty    *os.File
 }
 
+var errClosed = errors.New("process is closed")
+
 func newProcess(c *Container, r *run, spec *specs.Process) *Process {
-	return &Process{processState{container: c, run: r, spec: spec, done: make(chan struct{})}}
+	return &Process{processState: processState{container: c, run: r, spec: spec, done: make(chan struct{})}}
 }
 
 // adopt makes child the process's.
 func (p *processState) adopt(child *rsys.Child) {
+	p.mu.Lock()
 	p.child = child
+	p.mu.Unlock()
 	go func() {
 		<-child.Exited()
 		status, at := child.Status()
@@ -81,13 +88,17 @@ func (p *processState) exited() <-chan struct{} { return p.done }
 func (p *processState) exit() Exit              { return p.result }
 
 func (p *processState) start(ctx context.Context) error {
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.run == nil {
+	r := p.run
+	p.run, p.cancel = nil, cancel
+	p.mu.Unlock()
+	if r == nil {
 		return fmt.Errorf("process was started already: %w", errdefs.ErrFailedPrecondition)
 	}
-	r := p.run
-	p.run = nil
 	err := p.startRun(ctx, r)
 	if err == nil {
 		err = r.poststart(ctx)
@@ -96,17 +107,30 @@ func (p *processState) start(ctx context.Context) error {
 		r.forget()
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
-	err = errors.Join(err, r.abandon(ctx))
-	if p.child == nil {
+	undoCtx, undone := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer undone()
+	err = errors.Join(p.container.stopped(p, err), r.abandon(undoCtx))
+	if p.pid() == 0 {
 		p.finish(255, time.Now())
 	}
 	return err
 }
 
+// stopped says of what went wrong in an exec whose container has stopped that this is why.
+func (c *Container) stopped(p *processState, err error) error {
+	if c.Init == nil || p == &c.Init.processState {
+		return err
+	}
+	select {
+	case <-c.Init.exited():
+		return fmt.Errorf("container has stopped: %w: %w", errdefs.ErrFailedPrecondition, err)
+	default:
+		return err
+	}
+}
+
 func (p *processState) startRun(ctx context.Context, r *run) error {
-	if p.child == nil {
+	if p.pid() == 0 {
 		if err := p.spawn(ctx, r); err != nil {
 			return err
 		}
@@ -140,30 +164,39 @@ func (p *processState) signal(sig unix.Signal) error {
 }
 
 func (p *processState) close() error {
+	// A start that is under way ends first: it may hang in a hook, or in execve.
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	if p.cancel != nil {
+		p.cancel(errClosed)
+	}
+	p.mu.Unlock()
+	p.starting.Lock()
+	defer p.starting.Unlock()
+
+	p.mu.Lock()
+	r, child, pty := p.run, p.child, p.pty
+	p.run, p.pty = nil, nil
+	p.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 	defer cancel()
 	var errs []error
-	if r := p.run; r != nil {
-		p.run = nil
+	if r != nil {
 		errs = append(errs, r.abandon(ctx))
 	}
 	p.stdio.close()
-	if p.child == nil {
+	if child == nil {
 		select {
 		case <-p.done:
 		default:
 			p.finish(255, time.Now())
 		}
 	} else {
-		p.child.Signal(unix.SIGKILL)
-		_, err := p.child.Wait(ctx)
+		child.Signal(unix.SIGKILL)
+		_, err := child.Wait(ctx)
 		errs = append(errs, err)
 	}
-	if p.pty != nil {
-		errs = append(errs, p.pty.Close())
-		p.pty = nil
+	if pty != nil {
+		errs = append(errs, pty.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -62,6 +63,9 @@ func (c realContainer) exec(ctx context.Context, spec *specs.Process, stdio cont
 	p, err := c.Exec(ctx, spec, stdio)
 	if err != nil {
 		return nil, err
+	}
+	for _, w := range p.Warnings {
+		log.G(ctx).Warnf("exec: %s", w)
 	}
 	return p, nil
 }

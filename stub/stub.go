@@ -99,7 +99,12 @@ func start(ctx context.Context, arena *rsys.Arena) (*Stub, error) {
 		return nil, err
 	}
 	s := &Stub{Task: task, Arena: arena, Description: desc, data: near}
-	if err := s.closeOthers(ctx); err != nil {
+	err = s.closeOthers(ctx)
+	if err == nil {
+		// So are its copies: one in sight of others, that has dropped its privileges, is not theirs to trace without CAP_SYS_PTRACE.
+		_, err = task.Call(ctx, call.Prctl(unix.PR_SET_DUMPABLE, call.Int(0)))
+	}
+	if err != nil {
 		return nil, errors.Join(err, task.Child.Signal(unix.SIGKILL), near.Close())
 	}
 	return s, nil
