@@ -127,6 +127,7 @@ type creation struct {
 	c      *Container
 	cfg    *Config
 	from   *rsys.Task
+	parent *rsys.Task // of the child, if the Plan has steps of one
 	joiner *namespaces.Joiner
 }
 
@@ -143,8 +144,16 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 		return k.c.sendListener(ctx, r, s, specs.StateCreated)
 	case oci.RunHook:
 		return k.c.hook(ctx, r, s)
+	case oci.CloneParent:
+		if k.parent, err = namespaces.Parent(ctx, k.from, uint64(s.Args[0].Int), uint64(s.Args[1].Int), k.c.isolation); err == nil {
+			r.cloned(k.parent)
+		}
+		return err
 	case oci.CloneChild:
 		return k.clone(ctx, r, uint64(s.Args[0].Int))
+	case oci.IDMap, oci.IDMapOf:
+		r.value, err = k.idmap(ctx, r, s)
+		return err
 	default:
 		return commonStep(ctx, r, s, k.c.cgroup, k.cfg.Stdio)
 	}
@@ -159,10 +168,16 @@ func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
 		defer dir.Close()
 	}
 	var task *rsys.Task
-	if k.joiner != nil {
+	switch {
+	case k.parent != nil:
+		if task, err = namespaces.Spawn(ctx, k.parent, flags, dir); err == nil {
+			k.parent.Kill()
+			_, err = k.parent.Child.Wait(ctx)
+		}
+	case k.joiner != nil:
 		task, err = k.joiner.Spawn(ctx, flags, dir)
 		err = errors.Join(err, k.dropJoiner(ctx))
-	} else {
+	default:
 		task, err = namespaces.Spawn(ctx, k.from, flags, dir)
 	}
 	if task != nil {
@@ -199,6 +214,10 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 		return r.passStdio(ctx, stdio)
 	case oci.WriteAttr:
 		return r.writeAttr(ctx, argString(s.Args[0]), argString(s.Args[1]))
+	case oci.RaiseRlimit:
+		return raiseRlimit(r.task.Pid(), int(s.Args[0].Int), uint64(s.Args[1].Int))
+	case oci.ChownStdio:
+		return chownStdio(r.task.Pid(), uint32(s.Args[0].Int), stdio)
 	case oci.WriteProc:
 		file := "/proc/" + strconv.Itoa(r.task.Pid()) + "/" + argString(s.Args[0])
 		return os.WriteFile(file, []byte(argString(s.Args[1])), 0)

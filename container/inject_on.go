@@ -53,7 +53,7 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 	}
 	r.injection.at = -1
 	s := &r.plan.Steps[at]
-	if from < at && s.Who == oci.Child {
+	if from < at && s.Who != oci.Shim {
 		if err := r.do(ctx, from, at, r.steps.Do); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 
@@ -24,6 +25,8 @@ type run struct {
 	born  *rsys.Born // by the task, if the Plan has a birth
 	shim  shimSteps
 
+	value int64 // the result of the step of the shim's that is being done
+
 	injection injected
 }
 
@@ -42,12 +45,13 @@ func (r *run) through(ctx context.Context, end int) error {
 				return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
 			}
 			if r.steps != nil {
-				r.steps.Done(s.Call, 0)
+				r.steps.Done(s.Call, r.value)
 			}
+			r.value = 0
 			r.next++
 			continue
 		}
-		for r.next < end && r.plan.Steps[r.next].Who == oci.Child {
+		for r.next < end && r.plan.Steps[r.next].Who != oci.Shim {
 			r.next++
 		}
 		if err := r.inject(ctx, from, r.next); err != nil {
@@ -125,12 +129,25 @@ func stepError(s *oci.Step, err error) error {
 // startEnd is the index behind the steps of the start, which end in execve.
 func (r *run) startEnd() int { return r.phase(oci.Started) }
 
-// cloned takes note of the child, once there is one: from now on steps can be its.
+// cloned takes note of the child, or its parent, once there is one: from now on steps can be its. What the
+// parent has opened is open in the child.
 func (r *run) cloned(task *rsys.Task) {
+	before := r.steps
 	r.task = task
 	r.steps = task.NewRun()
 	for i := range r.next {
-		r.steps.Done(r.plan.Steps[i].Call, 0)
+		var v int64
+		if before != nil && i < before.Len() {
+			if res := before.Result(i); !res.Ran {
+				v = math.MinInt64
+			} else if v = res.Value; res.Errno != 0 {
+				v = -int64(res.Errno)
+			}
+		}
+		r.steps.Done(r.plan.Steps[i].Call, v)
+	}
+	if before != nil {
+		before.Close()
 	}
 }
 

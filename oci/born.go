@@ -87,10 +87,10 @@ func (c *compiler) forbidden(filter *seccomp.Filter) string {
 
 // placeOfInit is placeOfBirth for a container's init, in a PID namespace that it joins. Its procfs must be of that, and the
 // child who makes it is not in there: that takes the option pidns of Linux 6.17. Without it, the child is cloned into the
-// namespace with its privileges.
+// namespace with its privileges. So it is with a new user namespace, which has no rights over a PID namespace that was before.
 func (c *compiler) placeOfInit() birthPlace {
 	pid := &c.ns[nsIndex(specs.PIDNamespace)]
-	if pid.path == "" || !c.host.ProcPIDNS {
+	if pid.path == "" || !c.host.ProcPIDNS || c.ns.isNew(specs.UserNamespace) {
 		return notBorn
 	}
 	return c.placeOfBirth(c.Seccomp)

@@ -12,6 +12,7 @@ type builder struct {
 	*Plan
 	phase      Phase
 	why, about string
+	outside    bool // the child's steps are the parent's
 }
 
 // maxSteps is far above what any container needs and far below what would hurt the shim.
@@ -28,7 +29,10 @@ func item(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]"
 func (b *builder) at(why, about string) { b.why, b.about = why, about }
 
 func (b *builder) add(who Who, c call.Call, p call.Policy) int {
-	if who == Child && b.Birth >= 0 {
+	switch {
+	case who == Child && b.outside:
+		who = Parent
+	case who == Child && b.Birth >= 0:
 		who = Born
 	}
 	b.Steps = append(b.Steps, Step{

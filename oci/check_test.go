@@ -30,7 +30,7 @@ func check(t testing.TB, p *Plan) {
 		if len(s.Args) > 6 {
 			bad(i, "%d arguments", len(s.Args))
 		}
-		if s.Who == Shim && (s.Nr != NrShim || s.OnError != call.Stop) || s.Who == Child && s.Nr == NrShim {
+		if s.Who == Shim && (s.Nr != NrShim || s.OnError != call.Stop) || s.Who != Shim && s.Nr == NrShim {
 			bad(i, "not of who performs it")
 		}
 		if s.Nr == 0 && s.Name != "read" {
@@ -79,7 +79,7 @@ func checkArg(t testing.TB, p *Plan, i int, a *call.Arg, bad func(int, string, .
 	t.Helper()
 	switch a.Kind {
 	case call.KindResult:
-		if a.Step < 0 || a.Step >= i || p.Steps[a.Step].Who != Child {
+		if a.Step < 0 || a.Step >= i || p.Steps[a.Step].Who == Born || p.Steps[a.Step].Who == Shim && !strings.HasPrefix(p.Steps[a.Step].Name, IDMap) {
 			bad(i, "uses the result of %d", a.Step)
 		}
 	case call.KindWord, call.KindInt32, call.KindOutPtr:

@@ -57,9 +57,14 @@ type compiler struct {
 	place birthPlace
 	pidns *call.Arg // the PID namespace that the process is born into, for procfs
 
-	root   call.Arg // the root directory's descriptor
-	late   []lateReadonly
-	shared map[int]call.Arg // the sources of bind mounts that are open already
+	joined     [len(nsTypes)]bool // by the parent
+	pidFD      *call.Arg          // the PID namespace, open but not joined
+	root       call.Arg           // the root directory's descriptor
+	late       []lateReadonly
+	sources    map[int]call.Arg    // of bind mounts, those that are open already
+	nodes      map[string]call.Arg // clones of the host's devices
+	idmaps     map[idmap]call.Arg  // user namespaces for idmapped mounts
+	idmapOrder []idmap             // their keys
 }
 
 // Compile makes the Plan of a container.
@@ -83,8 +88,9 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 		return nil, err
 	}
 	c.place = c.placeOfInit()
-	c.birth()
-
+	if err := c.birth(); err != nil {
+		return nil, err
+	}
 	c.at("process", "")
 	c.do(call.Umask(0))
 	c.affinityAfter()
@@ -97,6 +103,7 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := c.mounts(); err != nil {
 		return nil, err
 	}
+	c.closeIDMaps()
 	if err := c.dev(); err != nil {
 		return nil, err
 	}
@@ -137,22 +144,29 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 }
 
 // birth is what the shim does for the child before it does anything itself.
-func (c *compiler) birth() {
+func (c *compiler) birth() error {
 	if !c.exec {
 		c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
 		c.shim(CgroupCreate)
+		if err := c.parent(); err != nil {
+			return err
+		}
 	}
 	c.clone()
 	c.affinityBefore()
+	c.writeMaps()
 	c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
 	c.shim(CgroupJoin)
 	if !c.proc.Terminal {
 		c.at("process", "")
 		c.shim(PassStdio)
 	}
+	c.helpInUserNS()
 	if adj := c.proc.OOMScoreAdj; adj != nil {
 		c.at("process.oomScoreAdj", "")
 		c.shim(WriteProc, call.String("oom_score_adj"), call.String(strconv.Itoa(*adj)))
 	}
 	c.labels()
+	c.becomeRoot()
+	return nil
 }

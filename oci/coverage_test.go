@@ -53,8 +53,8 @@ var coverage = map[string]string{
 	"mounts.type":                      compiled,
 	"mounts.source":                    compiled,
 	"mounts.options":                   compiled,
-	"mounts.uidMappings":               refused,
-	"mounts.gidMappings":               refused,
+	"mounts.uidMappings":               compiled,
+	"mounts.gidMappings":               compiled,
 	"hooks.prestart":                   compiled,
 	"hooks.createRuntime":              compiled,
 	"hooks.createContainer":            compiled,
@@ -62,8 +62,8 @@ var coverage = map[string]string{
 	"hooks.poststart":                  compiled,
 	"hooks.poststop":                   compiled,
 	"annotations":                      noEffect,
-	"linux.uidMappings":                refused,
-	"linux.gidMappings":                refused,
+	"linux.uidMappings":                compiled,
+	"linux.gidMappings":                compiled,
 	"linux.sysctl":                     compiled,
 	"linux.resources":                  toCgroup,
 	"linux.cgroupsPath":                toCgroup,
@@ -84,7 +84,7 @@ var coverage = map[string]string{
 	"linux.intelRdt":                   refused,
 	"linux.memoryPolicy":               compiled,
 	"linux.personality":                compiled,
-	"linux.timeOffsets":                refused,
+	"linux.timeOffsets":                compiled,
 	"solaris":                          refused,
 	"windows":                          refused,
 	"vm":                               refused,
@@ -181,13 +181,9 @@ func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 		}
 	}
 	for patch, name := range map[string]string{
-		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "user"}]}}`:                             "linux.namespaces[1] (user)",
-		`{"linux": {"namespaces": [{"type": "mount"}, {"type": "time"}]}}`:                             "linux.namespaces[1] (time)",
 		`{"linux": {"namespaces": [{"type": "mount", "path": "/proc/1/ns/mnt"}]}}`:                     "linux.namespaces[0].path (mount)",
 		`{"linux": {"namespaces": []}}`:                                                                "linux.namespaces: a container without a mount namespace",
 		`{"mounts": [{"destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"]}]}`:               "mounts[0].options: tmpcopyup",
-		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "idmap"]}]}`:            "mounts[0].options: idmap",
-		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "ridmap"]}]}`:           "mounts[0].options: ridmap",
 		`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind", "remount"]}]}`:          "mounts[0].options: remount",
 		`{"mounts": [{"destination": "/a", "source": "/b", "type": "ext4", "options": ["iversion"]}]}`: "mounts[0].options: iversion",
 	} {
@@ -201,6 +197,17 @@ func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 func TestEachCompiledFieldChangesThePlan(t *testing.T) {
 	const namespaces = `"namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "network"}]`
 	base := `{"mounts": [{"destination": "/a", "type": "tmpfs"}], "linux": {` + namespaces + `}, "process": {"env": ["PATH=/bin"]}}`
+	with := func(head, field, tail string) string {
+		both := map[string]string{"uid": `"uidMappings": [{"containerID": 0, "hostID": 5, "size": 9}]`, "gid": `"gidMappings": [{"containerID": 0, "hostID": 5, "size": 9}]`}
+		both[field[1:4]] = field
+		return head + both["uid"] + ", " + both["gid"] + tail
+	}
+	user := func(field string) string {
+		return with(`{"linux": {"namespaces": [{"type": "mount"}, {"type": "user"}], `, field, `}}`)
+	}
+	bind := func(field string) string {
+		return with(`{"mounts": [{"destination": "/a", "source": "/b", "options": ["bind"], `, field, `}]}`)
+	}
 	changes := map[string]string{
 		"process.terminal":                 `{"process": {"terminal": true}}`,
 		"process.consoleSize":              `{"process": {"terminal": true, "consoleSize": {"height": 1, "width": 1}}}`,
@@ -247,6 +254,11 @@ func TestEachCompiledFieldChangesThePlan(t *testing.T) {
 		"linux.namespaces":                 `{"linux": {"namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "network"}, {"type": "pid"}]}}`,
 		"linux.devices":                    `{"linux": {"devices": [{"path": "/dev/x", "type": "c", "major": 1, "minor": 2}]}}`,
 		"linux.rootfsPropagation":          `{"linux": {"rootfsPropagation": "rshared"}}`,
+		"linux.uidMappings":                user(`"uidMappings": [{"containerID": 0, "hostID": 1, "size": 9}]`),
+		"linux.gidMappings":                user(`"gidMappings": [{"containerID": 0, "hostID": 1, "size": 9}]`),
+		"linux.timeOffsets":                `{"linux": {"namespaces": [{"type": "mount"}, {"type": "time"}], "timeOffsets": {"boottime": {"secs": 1}}}}`,
+		"mounts.uidMappings":               bind(`"uidMappings": [{"containerID": 0, "hostID": 1, "size": 9}]`),
+		"mounts.gidMappings":               bind(`"gidMappings": [{"containerID": 0, "hostID": 1, "size": 9}]`),
 		"linux.maskedPaths":                `{"linux": {"maskedPaths": ["/a"]}}`,
 		"linux.readonlyPaths":              `{"linux": {"readonlyPaths": ["/a"]}}`,
 	}

@@ -30,16 +30,9 @@ var devSymlinks = [][2]string{
 
 // dev fills /dev, unless that is a bind mount and somebody else's. The child's umask is 0.
 func (c *compiler) dev() error {
-	mounted := false
-	for i := range c.spec.Mounts {
-		m := &c.spec.Mounts[i]
-		if inside(m.Destination) != "dev" {
-			continue
-		}
-		if o := parseOptions(m.Options); o.bind {
-			return nil
-		}
-		mounted = true
+	mounted, bound := c.devMounted()
+	if bound {
+		return nil
 	}
 	c.at("linux.devices", "/dev")
 	if !mounted {
@@ -54,6 +47,10 @@ func (c *compiler) dev() error {
 	for _, d := range defaultDevices {
 		if !given["dev/"+d.name] {
 			c.about = "/dev/" + d.name
+			if tree, ok := c.nodes["dev/"+d.name]; ok {
+				c.bindNode(tree, dev, d.name)
+				continue
+			}
 			c.try(call.Mknodat(dev, d.name, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor)), mayExist)
 		}
 	}
@@ -81,6 +78,19 @@ func (c *compiler) dev() error {
 	return nil
 }
 
+// devMounted says whether something is mounted on /dev, and whether that is a bind mount.
+func (c *compiler) devMounted() (mounted, bound bool) {
+	for i := range c.spec.Mounts {
+		if m := &c.spec.Mounts[i]; inside(m.Destination) == "dev" {
+			mounted = true
+			if o := parseOptions(m.Options); o.bind {
+				bound = true
+			}
+		}
+	}
+	return mounted, bound
+}
+
 // device makes one node. One that is there already is left alone.
 func (c *compiler) device(dev call.Arg, d *specs.LinuxDevice) {
 	p := inside(d.Path)
@@ -91,6 +101,13 @@ func (c *compiler) device(dev call.Arg, d *specs.LinuxDevice) {
 	parent := dev
 	if dir != "dev/" {
 		parent = c.makeDirs(c.root, dir, inRoot)
+	}
+	if tree, ok := c.nodes[p]; ok {
+		c.bindNode(tree, parent, name)
+		if dir != "dev/" {
+			c.closeUnless(parent, c.root)
+		}
+		return
 	}
 	kind, mode := deviceKind(d.Type), uint32(0o666)
 	if d.FileMode != nil {

@@ -23,6 +23,9 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 		s.Linux = &specs.Linux{}
 		spec = &s
 	}
+	if err := validateMapped(spec, proc); err != nil {
+		return nil, err
+	}
 	c := &compiler{builder: newBuilder(128), spec: spec, proc: proc, req: req, host: host, exec: true}
 	if err := c.filter(); err != nil {
 		return nil, err
@@ -31,7 +34,9 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 		return nil, err
 	}
 	c.place = c.placeOfBirth(c.Seccomp)
-	c.birth()
+	if err := c.birth(); err != nil {
+		return nil, err
+	}
 	c.affinityAfter()
 	c.at("process", "")
 	c.session()

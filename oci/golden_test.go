@@ -74,6 +74,24 @@ var golden = []struct {
 		r.Rootfs, r.NoPivotRoot = nil, true
 		s.Root.Path = "/srv/rootfs"
 	}},
+	{plan: "user-namespace", spec: "ctr-2.4.2", host: hostV1, change: func(s *specs.Spec, r *Request) {
+		withUserNS(s)
+		s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "idmap"}})
+		r.Rootfs[0].Options = append(r.Rootfs[0].Options, "uidmap=0:100000:65536", "gidmap=0:100000:65536")
+	}},
+	{plan: "cri-user-namespace", spec: "cri-container", host: hostV2, change: func(s *specs.Spec, _ *Request) {
+		withUserNS(s)
+		s.Linux.Namespaces[len(s.Linux.Namespaces)-1].Path = "/proc/4242/ns/user"
+	}},
+	{plan: "time-namespace", spec: "ctr-host-network", host: hostV1, change: func(s *specs.Spec, r *Request) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: -3}, "boottime": {Secs: 86400, Nanosecs: 7}}
+	}},
+	{plan: "exec-user-namespace", spec: "cri-container", host: hostV1, change: func(s *specs.Spec, _ *Request) { withUserNS(s) },
+		exec: func(p *specs.Process) {
+			p.Args, p.Rlimits = []string{"true"}, []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1, Hard: 2}}
+		}},
 	{plan: "exec", spec: "cri-container", host: hostV1, exec: func(p *specs.Process) {
 		p.Args = []string{"cat", "/tmp/ready"}
 	}},
@@ -98,6 +116,12 @@ var golden = []struct {
 		born(s, r)
 		s.Hooks = allHooks()
 	}},
+}
+
+func withUserNS(s *specs.Spec) {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}, {ContainerID: 70000, HostID: 300000, Size: 10}}
+	s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
 }
 
 var instructions = regexp.MustCompile(`\{\d+ instructions\}`)

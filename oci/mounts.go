@@ -72,7 +72,7 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 	switch {
 	case o.bind:
 		t.kind = asSource
-		tree, open := c.shared[i]
+		tree, open := c.sources[i]
 		if !open {
 			tree = c.openSource(m, &o)
 		}
@@ -103,7 +103,11 @@ func (c *compiler) openSource(m *specs.Mount, o *mountOptions) call.Arg {
 	if o.rec {
 		f |= unix.AT_RECURSIVE
 	}
-	return call.ResultOf(c.do(call.OpenTree(call.CWD, source, f)))
+	tree := call.ResultOf(c.do(call.OpenTree(call.CWD, source, f)))
+	if o.idmap || len(m.UIDMappings) > 0 {
+		c.idmapMount(tree, c.mountMap(m), o.ridmap)
+	}
+	return tree
 }
 
 // bind makes a bind mount of tree.

@@ -58,16 +58,22 @@ func (n *namespaces) isNew(t specs.LinuxNamespaceType) bool {
 	return e.why != "" && e.path == ""
 }
 
-// clone clones the child. A new cgroup namespace is not among the flags: its root is the
-// cgroup that its first process is in when it is made, so the child makes it when it has moved.
+// unshared says that a new namespace of type t is none that the child is cloned into. The root of a
+// cgroup namespace is the cgroup that its maker is in, so the child makes it when it has moved. In an IPC
+// namespace the file system of message queues belongs to its maker, who is root in the user namespace if there is one.
+func (c *compiler) unshared(t specs.LinuxNamespaceType) bool {
+	return t == specs.CgroupNamespace || t == specs.TimeNamespace || t == specs.IPCNamespace && c.ns.has(specs.UserNamespace)
+}
+
+// clone clones the child.
 func (c *compiler) clone() {
-	if pid := &c.ns[nsIndex(specs.PIDNamespace)]; pid.path != "" && c.place == notBorn {
+	if pid := &c.ns[nsIndex(specs.PIDNamespace)]; pid.path != "" && c.place == notBorn && !c.joined[nsIndex(specs.PIDNamespace)] {
 		c.at(pid.why, pid.path)
 		c.shim(JoinPID, call.String(pid.path))
 	}
 	flags := 0
 	for i, t := range nsTypes {
-		if c.ns[i].why != "" && c.ns[i].path == "" && t.name != specs.CgroupNamespace && t.name != specs.TimeNamespace {
+		if c.ns[i].why != "" && c.ns[i].path == "" && !c.unshared(t.name) {
 			flags |= t.flag
 		}
 	}
@@ -79,10 +85,12 @@ func (c *compiler) clone() {
 func (c *compiler) joinNamespaces() {
 	var fds [len(nsTypes)]call.Arg
 	joined := func(i int) bool {
-		return c.ns[i].path != "" && (nsTypes[i].name != specs.PIDNamespace || c.place != notBorn)
+		return c.ns[i].path != "" && !c.joined[i] && (nsTypes[i].name != specs.PIDNamespace || c.place != notBorn)
 	}
-	for i := range nsTypes {
-		if joined(i) {
+	for i, t := range nsTypes {
+		if t.name == specs.PIDNamespace && c.pidFD != nil {
+			fds[i] = *c.pidFD
+		} else if joined(i) {
 			c.at(c.ns[i].why, c.ns[i].path)
 			fds[i] = call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
 		}
@@ -98,9 +106,11 @@ func (c *compiler) joinNamespaces() {
 			c.close(fds[i])
 		}
 	}
-	if c.ns.isNew(specs.CgroupNamespace) {
-		c.at(c.ns[nsIndex(specs.CgroupNamespace)].why, "")
-		c.do(call.Unshare(unix.CLONE_NEWCGROUP))
+	for i, t := range nsTypes {
+		if c.ns.isNew(t.name) && c.unshared(t.name) && !c.joined[i] {
+			c.at(c.ns[i].why, "")
+			c.do(call.Unshare(t.flag))
+		}
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 // mountOptions are a mount's options, sorted by how the kernel is told them.
 type mountOptions struct {
 	bind, rec bool
+	idmap     bool
+	ridmap    bool // with all mounts below
 	flags     bool // there is at least one per-mount option besides bind and rbind
 
 	set   uint64 // MOUNT_ATTR_*, without access times
@@ -20,6 +22,8 @@ type mountOptions struct {
 
 	super []string // of the file system, as flags: "sync"
 	data  []string // of the file system: "key=value" or "key"
+
+	uidmap, gidmap string // containerd's
 
 	refused string // an option that is not supported
 }
@@ -155,14 +159,22 @@ func (o *mountOptions) parse(s string) {
 		o.bind, o.rec = true, true
 	case "", "defaults", "silent", "loud", "noiversion":
 		// Nothing asks for anything: silent and loud are about the kernel's log.
-	case "tmpcopyup", "idmap", "ridmap", "remount", "loop", "iversion":
+	case "idmap":
+		o.idmap = true
+	case "ridmap":
+		o.idmap, o.ridmap = true, true
+	case "tmpcopyup", "remount", "loop", "iversion":
 		o.refused = s
 	default:
-		if k, _, _ := strings.Cut(s, "="); k == "uidmap" || k == "gidmap" {
-			// containerd's own, of a root file system's mount. As a file system's they would fail anyway.
-			o.refused = k
+		// containerd's own, of a root file system's mount. As a file system's they would fail anyway.
+		switch k, v, _ := strings.Cut(s, "="); k {
+		case "uidmap":
+			o.uidmap = v
+		case "gidmap":
+			o.gidmap = v
+		default:
+			o.data = append(o.data, s)
 		}
-		o.data = append(o.data, s)
 	}
 }
 

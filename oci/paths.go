@@ -1,6 +1,7 @@
 package oci
 
 import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/rsys/call"
 	"golang.org/x/sys/unix"
 )
@@ -34,9 +35,13 @@ func (c *compiler) maskedPaths() error {
 	}
 	c.at("linux.maskedPaths", "")
 	empty := c.newMount("tmpfs", "tmpfs", &mountOptions{data: []string{"nr_blocks=1", "nr_inodes=1"}}, unix.MOUNT_ATTR_RDONLY)
-	bundle := call.ResultOf(c.do(call.Openat(call.CWD, c.req.Bundle, oDir, 0)))
-	c.moveMount(empty, bundle)
-	c.close(bundle)
+	somewhere := c.req.Bundle
+	if c.ns.has(specs.UserNamespace) {
+		somewhere = "/dev" // which the child can reach, and has no need of any more
+	}
+	at := call.ResultOf(c.do(call.Openat(call.CWD, somewhere, oDir, 0)))
+	c.moveMount(empty, at)
+	c.close(at)
 	null := call.ResultOf(c.do(call.Openat2(c.root, "dev/null", oPath, 0, inRoot)))
 	c.expectNull(null)
 

@@ -16,9 +16,10 @@ import (
 type Who uint8
 
 const (
-	Child Who = iota // the container's process, by a remote system call
-	Shim             // the shim, outside; the call's Name says what, its Nr is NrShim
-	Born             // the process that the child bore, by itself
+	Child  Who = iota // the container's process, by a remote system call
+	Shim              // the shim, outside; the call's Name says what, its Nr is NrShim
+	Born              // the process that the child bore, by itself
+	Parent            // the process that clones the child, by a remote system call
 )
 
 // NrShim stands for the number of a call that the shim performs. It is none of the kernel's.
@@ -29,11 +30,16 @@ const (
 	CgroupCreate  = "cgroup.create" // make the cgroup and set its limits
 	CgroupJoin    = "cgroup.join"   // move the child into it
 	JoinPID       = "joiner"        // clone the joiner, which joins the PID namespace that the child is then born into
-	CloneChild    = "clone3"        // clone the child, from the stub or the joiner, with the flags of argument 0
+	CloneParent   = "parent"        // clone the parent, with the flags of argument 0; it joins namespaces of argument 1
+	CloneChild    = "clone3"        // clone the child, from the parent, the joiner or the stub, with the flags of argument 0
 	PassStdio     = "stdio"         // put standard input, output and error in the child's descriptors 0, 1 and 2
-	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child>
 	WriteAttr     = "attr"          // write argument 1 to the file argument 0 of the child's own /proc/self/attr
 	SendListener  = "listener"      // send the child's descriptor argument 0 to the seccomp agent at argument 1, with the metadata argument 2
+	ChownStdio    = "stdio.chown"   // give the standard files to the user argument 0 of the child's user namespace
+	RaiseRlimit   = "rlimit.raise"  // let the child set its limit argument 0 to argument 1
+	IDMap         = "idmap"         // open a user namespace with the maps of arguments 0 and 1; its descriptor is the result
+	IDMapOf       = "idmap.of"      // open the user namespace of the path argument 0; its descriptor is the result
+	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child or parent>
 	MoveNetDevice = "netdev"        // move the host's network device argument 0 to the child's namespace, as argument 1
 	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )

@@ -11,7 +11,7 @@ import (
 )
 
 func (w Who) String() string {
-	return [...]string{"child", "shim", "born"}[w]
+	return [...]string{"child", "shim", "born", "parent"}[w]
 }
 
 func (p Phase) String() string {

@@ -104,7 +104,7 @@ func (c *compiler) start() error {
 		c.do(call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(0)))
 	}
 	uid, gid := int(p.User.UID), int(p.User.GID)
-	if uid != 0 && !p.Terminal {
+	if uid != 0 && !p.Terminal && !hasUserNS(c.spec) {
 		for fd, is := range c.req.Fifos {
 			if is {
 				c.at("process.user", fmt.Sprintf("descriptor %d", fd))

@@ -4,6 +4,7 @@ import (
 	"path"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/rsys/call"
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,38 @@ const pageSize = 4096
 
 // rootfs makes the root file system and opens it. The mount table is the child's own copy by now.
 func (c *compiler) rootfs() error {
+	if c.ns.has(specs.UserNamespace) {
+		// The parent has made it, and it is the working directory. As it is here it is not to be moved
+		// by the user namespace, but a clone of it is.
+		c.at("root.path", c.rootPath())
+		dir := call.ResultOf(c.do(call.Openat(call.CWD, ".", oDir, 0)))
+		c.bindRoot(dir)
+		c.do(call.Chdir("/"))
+		return nil
+	}
 	c.openShared()
+	dir, mounted, err := c.hostRoot()
+	if err != nil {
+		return err
+	}
+	if mounted {
+		c.root = dir
+		return nil
+	}
+	c.bindRoot(dir)
+	return nil
+}
+
+// bindRoot makes of a directory the mount point that pivot_root wants, by binding it onto itself.
+func (c *compiler) bindRoot(dir call.Arg) {
+	c.root = call.ResultOf(c.do(call.OpenTree(dir, "", treeCloneFD|unix.AT_RECURSIVE)))
+	c.setattr(c.root, false, 0, 0, unix.MS_PRIVATE)
+	c.moveMount(c.root, dir)
+	c.close(dir)
+}
+
+// hostRoot mounts the root file system where the host has its paths, and opens it. It may be a mount of its own.
+func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 	c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
 	// Nothing that is mounted from here on is seen on the host.
 	flag := uint64(unix.MS_SLAVE)
@@ -35,26 +67,16 @@ func (c *compiler) rootfs() error {
 		for i := range c.req.Rootfs {
 			c.at(item("rootfs", i), c.req.Rootfs[i].Source)
 			if err := c.rootMount(&c.req.Rootfs[i], mounted); err != nil {
-				return err
+				return dir, false, err
 			}
 		}
 	}
-	root := c.spec.Root.Path
-	if !path.IsAbs(root) {
-		root = path.Join(c.req.Bundle, root)
-	}
+	root := c.rootPath()
 	c.at("root.path", root)
 	if len(c.req.Rootfs) > 0 && path.Clean(root) == mounted {
-		c.root = call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0)))
-		return nil
+		return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0))), true, nil
 	}
-	// pivot_root wants a mount point: the directory is bound onto itself.
-	dir := call.ResultOf(c.do(call.Openat(call.CWD, root, oDir, 0)))
-	c.root = call.ResultOf(c.do(call.OpenTree(dir, "", treeCloneFD|unix.AT_RECURSIVE)))
-	c.setattr(c.root, false, 0, 0, unix.MS_PRIVATE)
-	c.moveMount(c.root, dir)
-	c.close(dir)
-	return nil
+	return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir, 0))), false, nil
 }
 
 // openShared opens the sources of the bind mounts whose events are to be seen on the host as well. That has to
@@ -63,13 +85,13 @@ func (c *compiler) openShared() {
 	if propagationOptions[c.spec.Linux.RootfsPropagation].flag != unix.MS_SHARED {
 		return
 	}
-	c.shared = make(map[int]call.Arg)
+	c.sources = make(map[int]call.Arg)
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		o := parseOptions(m.Options)
 		if n := len(o.propagation); o.bind && (n == 0 || o.propagation[n-1].flag == unix.MS_SHARED) {
 			c.at(item("mounts", i), m.Destination)
-			c.shared[i] = c.openSource(m, &o)
+			c.sources[i] = c.openSource(m, &o)
 		}
 	}
 }
@@ -88,12 +110,19 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 			return notYet(c.why + ".options: " + s)
 		}
 	}
+	idmapped, err := rootMap(c.why, &o)
+	if err != nil {
+		return err
+	}
 	if o.bind {
 		f := uint(treeClone)
 		if o.rec {
 			f |= unix.AT_RECURSIVE
 		}
 		tree := call.ResultOf(c.do(call.OpenTree(call.CWD, m.Source, f)))
+		if idmapped != nil {
+			c.idmapMount(tree, *idmapped, o.rec)
+		}
 		var set uint64
 		if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
 			set = o.attrs()
@@ -107,7 +136,14 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 	}
 	data := strings.Join(o.data, ",")
 	dir := ""
-	if len(data) >= pageSize && m.Type == "overlay" {
+	switch {
+	case idmapped != nil && (m.Type != "overlay" || m.Target != ""):
+		return notYet(c.why + ".options: uidmap of a " + m.Type)
+	case idmapped != nil:
+		if data, err = c.mapLower(o.data, *idmapped, mounted); err != nil {
+			return err
+		}
+	case len(data) >= pageSize && m.Type == "overlay":
 		dir, data = shortenLower(o.data)
 	}
 	if len(data) >= pageSize {
@@ -127,7 +163,7 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 		c.do(call.Mount(m.Source, ".", m.Type, o.ms, data))
 		c.close(at)
 	}
-	if dir != "" || m.Target != "" {
+	if dir != "" || m.Target != "" || idmapped != nil {
 		c.do(call.Chdir("/"))
 	}
 	return nil

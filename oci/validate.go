@@ -53,6 +53,12 @@ func Validate(spec *specs.Spec) error {
 	if err := validateLabels(spec, spec.Process); err != nil {
 		return err
 	}
+	if err := validateUserNS(spec); err != nil {
+		return err
+	}
+	if err := validateTimeNS(spec); err != nil {
+		return err
+	}
 	return validateLinux(spec)
 }
 
@@ -75,10 +81,7 @@ func refuse(spec *specs.Spec) error {
 		{spec.VM != nil, "vm"},
 		{spec.ZOS != nil, "zos"},
 		{spec.FreeBSD != nil, "freebsd"},
-		{l.UIDMappings != nil, "linux.uidMappings"},
-		{l.GIDMappings != nil, "linux.gidMappings"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
-		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
 	} {
 		if f.set {
 			return notYet(f.name)
@@ -128,8 +131,6 @@ func validateNamespaces(spec *specs.Spec) error {
 			return invalid(field+".type", "a second %s namespace", ns.Type)
 		case ns.Path != "" && (!isPath(ns.Path) || !path.IsAbs(ns.Path)):
 			return invalid(field+".path", "%q is not an absolute path", ns.Path)
-		case ns.Type == specs.UserNamespace || ns.Type == specs.TimeNamespace:
-			return notYet(fmt.Sprintf("%s (%s)", field, ns.Type))
 		case ns.Type == specs.MountNamespace && ns.Path != "":
 			return notYet(field + ".path (mount)")
 		}
@@ -151,16 +152,18 @@ func validateMount(m *specs.Mount, field string) error {
 		return invalid(field+".destination", "not a path")
 	case dest == "":
 		return invalid(field+".destination", "%q is the root itself", m.Destination)
-	case len(m.UIDMappings) > 0:
-		return notYet(field + ".uidMappings")
-	case len(m.GIDMappings) > 0:
-		return notYet(field + ".gidMappings")
+	case (o.idmap || m.UIDMappings != nil || m.GIDMappings != nil) && !o.bind:
+		return notYet(field + ".uidMappings: of what is not a bind mount")
+	case (len(m.UIDMappings) > 0) != (len(m.GIDMappings) > 0):
+		return invalid(field+".uidMappings", "without gidMappings, or these without it")
 	case strings.IndexByte(m.Source, 0) >= 0 || len(m.Source) >= 4096:
 		return invalid(field+".source", "not a path")
 	case strings.IndexByte(m.Type, 0) >= 0 || len(m.Type) > 255:
 		return invalid(field+".type", "not a type of file system")
 	case o.refused != "":
 		return notYet(field + ".options: " + o.refused)
+	case o.uidmap != "" || o.gidmap != "":
+		return invalid(field+".options", "uidmap and gidmap are a root file system's")
 	case slices.ContainsFunc(m.Options, func(s string) bool { return strings.IndexByte(s, 0) >= 0 }):
 		return invalid(field+".options", "with a zero byte in it")
 	case o.bind && m.Source == "":

@@ -59,7 +59,8 @@ type Arg struct {
 }
 
 // A Ptr is a pointer embedded in an argument's Data: at offset Off stands
-// the address of To, which is of KindIn, KindOut or KindOutPtr.
+// the address of To, which is of KindIn, KindOut or KindOutPtr. It may also be a
+// value of eight bytes that is known when the program is laid out, as a KindResult of an earlier part is.
 type Ptr struct {
 	Off int
 	To  Arg

@@ -177,6 +177,16 @@ func MountSetattr(dir Arg, path string, f uint, set, clear, propagation uint64) 
 	return sys("mount_setattr", unix.SYS_MOUNT_SETATTR, dir, String(path), flags(f, FormAt), Bytes(attr).as(FormMountSetattr), Int(len(attr)))
 }
 
+// MountSetattrIDMap is mount_setattr with MOUNT_ATTR_IDMAP. userns is a descriptor that is known when the program is
+// laid out: the result of a step of an earlier part.
+func MountSetattrIDMap(dir Arg, path string, f uint, userns Arg) Call {
+	attr := make([]byte, 32)
+	binary.NativeEndian.PutUint64(attr[0:], unix.MOUNT_ATTR_IDMAP)
+	a := Bytes(attr).as(FormMountSetattr)
+	a.Ptrs = []Ptr{{Off: 24, To: userns}}
+	return sys("mount_setattr", unix.SYS_MOUNT_SETATTR, dir, String(path), flags(f, FormAt), a, Int(len(attr)))
+}
+
 // Mount is the old mount(2), for file systems with options longer than
 // fsconfig takes. data may be "".
 func Mount(source, target, fstype string, f uintptr, data string) Call {

@@ -197,6 +197,11 @@ func (a Arg) formatData(b *strings.Builder) {
 		if s := word(16); s != 0 {
 			b.WriteString(sep)
 			formatFlags(b, s, flagNames[FormMS])
+			sep = ", "
+		}
+		for i := range a.Ptrs {
+			b.WriteString(sep + "userns ")
+			a.Ptrs[i].To.format(b)
 		}
 		b.WriteByte('}')
 	case a.Form == FormCaps && n == 24:

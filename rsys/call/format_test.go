@@ -34,6 +34,7 @@ func TestCallsArePrintedAsStraceDoes(t *testing.T) {
 		{FsconfigCreate(FD(3)), `fsconfig(3, FSCONFIG_CMD_CREATE, 0, 0, 0)`},
 		{MountSetattr(FD(3), "", unix.AT_EMPTY_PATH, unix.MOUNT_ATTR_RDONLY, unix.MOUNT_ATTR__ATIME, unix.MS_PRIVATE),
 			`mount_setattr(3, "", AT_EMPTY_PATH, {set MOUNT_ATTR_RDONLY, clear MOUNT_ATTR__ATIME, MS_PRIVATE})`},
+		{MountSetattrIDMap(FD(3), "", unix.AT_EMPTY_PATH, ResultOf(7)), `mount_setattr(3, "", AT_EMPTY_PATH, {set MOUNT_ATTR_IDMAP, userns $7})`},
 		{MountSetattr(FD(3), "", 0, 0, 0, 0), `mount_setattr(3, "", 0, {})`},
 		{Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""), `mount("", "/", "", MS_REC|MS_SLAVE, 0)`},
 		{Umount2(".", unix.MNT_DETACH), `umount2(".", MNT_DETACH)`},
