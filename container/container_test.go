@@ -81,7 +81,7 @@ func testRuntime(t testing.TB) *Runtime {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if used := s.Arena.Used(); used != 0 {
+		if used := s.InUse(); used != 0 {
 			t.Errorf("%d bytes of the arena are still allocated", used)
 		}
 		if err := r.Close(); err != nil {

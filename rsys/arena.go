@@ -66,7 +66,17 @@ func NewArena(size int) (*Arena, error) {
 	return &Arena{file: file, mem: mem, free: []span{{0, size}}}, nil
 }
 
-// File is the arena's memfd, to be mapped in a task.
+// NewLocalArena makes an arena of size bytes that no task sees: our copy of
+// the memory of a task that has a data socket; see [Config].
+func NewLocalArena(size int) (*Arena, error) {
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return &Arena{mem: mem, free: []span{{0, size}}}, nil
+}
+
+// File is the arena's memfd, to be mapped in a task; nil of a local one.
 func (a *Arena) File() *os.File { return a.file }
 
 // Size is the arena's size in bytes.
@@ -85,7 +95,11 @@ func (a *Arena) Close() error {
 		return fmt.Errorf("rsys: arena with %d bytes in use is closed", used)
 	}
 	a.monitor.threads.Wait()
-	return errors.Join(unix.Munmap(a.mem), a.file.Close())
+	err := unix.Munmap(a.mem)
+	if a.file != nil {
+		err = errors.Join(err, a.file.Close())
+	}
+	return err
 }
 
 // A Block is allocated memory in an arena.

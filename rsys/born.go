@@ -42,6 +42,9 @@ type Birth struct {
 // seen.
 func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 	t := r.task
+	if err := t.shares(); err != nil {
+		return nil, fmt.Errorf("clone: %w", err)
+	}
 	size := nestSize + 4096 + stepSize*len(b.After)
 	for i := range b.After {
 		for j := range b.After[i].Args {
@@ -75,8 +78,8 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 		return nil, err
 	}
 	p := &Task{
-		arena: cradle, base: base, entry: t.entry, fds: newFDTable(t.fds),
-		mem: &AddressSpace{ids.Add(1)}, ns: t.ns.child(0),
+		arena: cradle, base: base, entry: t.entry, link: sharedMemory{}, fds: newFDTable(t.fds),
+		mem: &AddressSpace{ids.Add(1)}, ns: t.ns.child(0), sigmask: t.sigmask,
 	}
 	born := &Born{Run: p.NewRun(), cradle: cradle}
 	nest, err := p.nest(cradle)
@@ -166,7 +169,7 @@ func (r *Run) deliver(ctx context.Context, steps []call.Step) (pid int, err erro
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := len(r.steps)
-	if err := r.request(steps); err != nil {
+	if err := r.request(ctx, steps); err != nil {
 		return 0, err
 	}
 	err = r.finish(ctx, first)
@@ -242,7 +245,7 @@ func (b *Born) first() int {
 // endedByItself reports whether the process ran to the end of its program.
 func (c *Child) endedByItself() bool {
 	status, ok := c.status.Exited()
-	return ok && status == 0
+	return ok && status == exitServer
 }
 
 // Close frees the cradle, as soon as the process has left it.

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Child is a process that is a child of ours, from its birth as a task to
+// A Child is the process of a task, a child of ours, from its birth to
 // the day it is reaped.
 //
 //	          execve                     exit
@@ -27,19 +27,32 @@ import (
 // us, the child monitor that its pidfd is readable, in either order as far
 // as we can see. Which of exec and death it was, the kernel says: a process
 // that has not exec'd since its fork bears PF_FORKNOEXEC, even as a zombie,
-// and one that is dying PF_EXITING.
+// and one that is dying PF_EXITING. A stub has exec'd to become one. It bears a name
+// instead that is random; execve takes it away.
+//
+// A stub that was not started by us but called on us (package stub's Server) is no
+// child: its parent reaps it. Exited is then closed when it has ended, its resource usage is not known,
+// and its exit status only where the kernel still or already tells it: see [ExitStatus.Known].
 type Child struct {
 	pid   int
 	pidfd *os.File
 	stat  *os.File // its /proc/pid/stat, until it has left
 	conn  *conn
+	data  *conn  // of a task without shared memory
 	nest  *Block // what it needs while it serves
+	stub  bool   // not forked by a task, but started as the server's program
+	peer  bool   // not our child
 
-	mu     sync.Mutex
-	execed bool
-	died   bool // without exec
-	cause  error
-	watch  *watch
+	mu      sync.Mutex
+	execed  bool
+	died    bool // without exec
+	unsure  bool // died, or perhaps exec'd before: a peer that nobody saw end
+	adopted bool // of a stub: it has come to be a task
+	mark    string
+	word    *atomic.Uint32 // the futex of a stub, which is watched when somebody wants to know
+	value   uint32
+	cause   error
+	watch   *watch
 
 	left   chan struct{} // closed when it has exec'd or died
 	exited chan struct{} // closed when it is reaped; status and at are then set
@@ -48,11 +61,14 @@ type Child struct {
 	usage  unix.Rusage
 }
 
-// An ExitStatus is how a process ended, as waitid(2) has it.
+// An ExitStatus is how a process ended, as waitid(2) has it. The zero value is that nobody knows.
 type ExitStatus struct {
 	Code   int32 // CLD_EXITED, CLD_KILLED or CLD_DUMPED
 	Status int32 // the exit status, or the signal
 }
+
+// Known reports whether it is known how the process ended; of a child it is.
+func (s ExitStatus) Known() bool { return s.Code != 0 }
 
 // Values of ExitStatus.Code.
 const (
@@ -73,6 +89,9 @@ func (s ExitStatus) String() string {
 	if sig, ok := s.Signaled(); ok {
 		return "killed by " + unix.SignalName(sig)
 	}
+	if !s.Known() {
+		return "ended with an unknown status"
+	}
 	return fmt.Sprintf("exited with status %d", s.Status)
 }
 
@@ -81,24 +100,55 @@ var children atomic.Int64
 
 // newChild takes a child over. If it fails, which it does for want of descriptors, the child is the caller's.
 func newChild(pid int, conn *conn, nest *Block) (*Child, error) {
+	return (&Child{pid: pid, conn: conn, nest: nest}).start(nil)
+}
+
+// start opens what tells of the child and starts its monitor. A peer's pidfd is given, and a copy taken.
+func (c *Child) start(pidfd *os.File) (*Child, error) {
 	// As the parent, we alone can reap pid: it is this process or its zombie.
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
+	var fd int
+	var err error
+	if c.peer {
+		fd, err = copyNonblocking(pidfd)
+	} else {
+		fd, err = unix.PidfdOpen(c.pid, unix.PIDFD_NONBLOCK)
+		err = os.NewSyscallError("pidfd_open", err)
 	}
+	if err != nil {
+		return nil, err
+	}
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
 	// Opened now: what it says later must not depend on there being a descriptor left.
-	stat, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	path := "/proc/" + strconv.Itoa(c.pid) + "/stat"
+	stat, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		unix.Close(fd)
-		return nil, &os.PathError{Op: "open", Path: "/proc/" + strconv.Itoa(pid) + "/stat", Err: err}
+		c.pidfd.Close()
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	c := &Child{
-		pid: pid, conn: conn, nest: nest, pidfd: os.NewFile(uintptr(fd), "pidfd"), stat: os.NewFile(uintptr(stat), "stat"),
-		left: make(chan struct{}), exited: make(chan struct{}),
+	c.stat = os.NewFile(uintptr(stat), "stat")
+	if c.peer && !c.there() {
+		c.pidfd.Close()
+		c.stat.Close() // perhaps another's, who has the number by now
+		return nil, os.ErrProcessDone
 	}
+	c.left, c.exited = make(chan struct{}), make(chan struct{})
 	children.Add(1)
-	go c.monitor()
+	if c.peer {
+		go c.monitorPeer()
+	} else {
+		go c.monitor()
+	}
 	return c, nil
+}
+
+// rename takes note that a stub was given another name.
+func (c *Child) rename(name []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mark != "" {
+		name, _, _ = bytes.Cut(name, []byte{0})
+		c.mark = string(name[:min(len(name), 15)])
+	}
 }
 
 // Pid is its process ID in our PID namespace.
@@ -108,7 +158,10 @@ func (c *Child) Pid() int { return c.pid }
 func (c *Child) Pidfd() *os.File { return c.pidfd }
 
 // Left is closed when the process has exec'd or died; Execed tells which.
-func (c *Child) Left() <-chan struct{} { return c.left }
+func (c *Child) Left() <-chan struct{} {
+	c.observe()
+	return c.left
+}
 
 // Execed reports whether the process has exec'd.
 func (c *Child) Execed() bool {
@@ -187,8 +240,20 @@ func (c *Child) kill(cause error) {
 		c.cause = cause
 	}
 	c.mu.Unlock()
-	c.Signal(unix.SIGKILL)
-	// It may be in a call that no signal ends. Who waits is not to.
+	c.end()
+}
+
+// end kills the process, and hangs up: it may be in a call that no signal ends, and who
+// waits is not to. A stranger that did not become a task is not ours to kill; it is let go of.
+func (c *Child) end() {
+	c.mu.Lock()
+	stranger := c.peer && !c.adopted
+	c.mu.Unlock()
+	if stranger {
+		c.pidfd.Close()
+	} else {
+		c.Signal(unix.SIGKILL)
+	}
 	c.hangUp()
 }
 
@@ -201,8 +266,7 @@ func (c *Child) interrupt(cause error) {
 	}
 	c.mu.Unlock()
 	if !left {
-		c.Signal(unix.SIGKILL)
-		c.hangUp()
+		c.end()
 	}
 }
 
@@ -217,6 +281,9 @@ func (c *Child) killCause() error {
 func (c *Child) hangUp() {
 	if c.conn != nil {
 		c.conn.shutdown()
+	}
+	if c.data != nil {
+		c.data.shutdown()
 	}
 }
 
@@ -253,12 +320,13 @@ func (c *Child) leave(ended bool) {
 	if c.execed || c.died {
 		return
 	}
-	flags, err := c.flags()
+	st, err := c.look()
 	switch {
 	case ended:
-		c.died = err != nil || flags&pfForkNoExec != 0
+		c.died = err != nil || c.isServer(st)
 		c.execed = !c.died
-	case err == nil && flags&pfExiting != 0:
+		c.unsure = c.peer && err != nil
+	case err == nil && st.flags&pfExiting != 0, c.peer && err != nil:
 		return // the child monitor will see it
 	default:
 		// It left its memory and lives: execve is past the point of no return.
@@ -272,12 +340,18 @@ func (c *Child) leave(ended bool) {
 		c.nest.Free()
 		c.nest = nil
 	}
-	c.stat.Close()
+	if !c.peer { // of which there is one question more
+		c.stat.Close()
+	}
 	close(c.left)
 }
 
 // futexOwnerDied is FUTEX_OWNER_DIED: the owner has exec'd or ended.
-const futexOwnerDied = 0x40000000
+const (
+	futexOwnerDied = 0x40000000
+	futexWaiters   = 0x80000000 // the kernel is to wake who waits
+	futexTIDMask   = 0x3fffffff
+)
 
 // watchFutex has the futex monitor watch the process's futex.
 func (c *Child) watchFutex(word *atomic.Uint32) {
@@ -286,6 +360,25 @@ func (c *Child) watchFutex(word *atomic.Uint32) {
 	if c.nest != nil {
 		c.watch = c.nest.arena.monitor.watch(word, word.Load(), func() { c.leave(false) })
 	}
+}
+
+// observe has the futex monitor watch a stub's futex: from when it matters
+// whether the stub has exec'd. The word keeps what the kernel wrote, so it is never too late.
+func (c *Child) observe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.word != nil && c.watch == nil && c.nest != nil {
+		c.watch = c.nest.arena.monitor.watch(c.word, c.value, func() { c.leave(false) })
+	}
+}
+
+// isServer reports whether what the process runs, or ran, is the server: it
+// has not exec'd. The lock is held.
+func (c *Child) isServer(st procStat) bool {
+	if c.stub {
+		return c.mark == "" || st.comm == c.mark
+	}
+	return st.flags&pfForkNoExec != 0
 }
 
 // killed reports whether we have killed a process that is not known to be gone yet.
@@ -304,7 +397,7 @@ func (c *Child) killed() bool {
 func (c *Child) diedError() error {
 	cause := c.killCause()
 	if cause == nil {
-		<-c.left
+		<-c.Left()
 		if cause = c.killCause(); cause == nil && c.Execed() {
 			return ErrGone
 		}
@@ -328,24 +421,40 @@ const (
 	pfForkNoExec = 0x40
 )
 
-// flags reads the process's flags: a zombie has them too.
-func (c *Child) flags() (uint64, error) {
+// procStat is what we want of /proc/pid/stat.
+type procStat struct {
+	comm  string
+	flags uint64
+	exit  int32 // of a zombie, as wait(2) has it; 0 for those who may not know
+}
+
+// look reads what the kernel says of the process: of a zombie too, but not of one that is reaped.
+func (c *Child) look() (procStat, error) {
 	var buf [1024]byte
 	n, err := c.stat.ReadAt(buf[:], 0)
 	if n == 0 {
-		return 0, err
+		return procStat{}, err
 	}
-	return statFlags(buf[:n])
+	return parseStat(buf[:n])
 }
 
-func statFlags(stat []byte) (uint64, error) {
+func parseStat(stat []byte) (st procStat, err error) {
 	// The second field is the name in parentheses, which may hold anything.
-	_, rest, ok := bytes.Cut(stat[max(bytes.LastIndexByte(stat, ')'), 0):], []byte(") "))
-	fields := bytes.Fields(rest)
-	if !ok || len(fields) < 7 {
-		return 0, fmt.Errorf("stat: too few fields")
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || end < open {
+		return st, fmt.Errorf("stat: no name")
 	}
-	return strconv.ParseUint(string(fields[6]), 10, 64)
+	st.comm = string(stat[open+1 : end])
+	fields := bytes.Fields(stat[end+1:])
+	if len(fields) < 7 {
+		return st, fmt.Errorf("stat: too few fields")
+	}
+	if len(fields) >= 50 {
+		exit, _ := strconv.ParseInt(string(fields[49]), 10, 32)
+		st.exit = int32(exit)
+	}
+	st.flags, err = strconv.ParseUint(string(fields[6]), 10, 64)
+	return st, err
 }
 
 // siginfo is the part of siginfo_t that waitid fills.

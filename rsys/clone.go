@@ -42,6 +42,7 @@ const (
 	robustPending = 16
 	robustFutex   = 24
 	robustNode    = 32
+	robustHead    = 24 // the size of the head
 )
 
 const cloneArgsSize = 88 // CLONE_ARGS_SIZE_VER2, Linux 5.7
@@ -57,7 +58,13 @@ const cloneArgsSize = 88 // CLONE_ARGS_SIZE_VER2, Linux 5.7
 // The child is ours to reap: CLONE_PARENT makes it a sibling of its parent,
 // which is a child of ours. That is why pidfd_open can't be deceived by a
 // reused number, and no descriptor is left in the parent as CLONE_PIDFD would.
+//
+// The child's stack and futex lie in shared memory, so a task that has a data socket instead
+// can't be cloned: [ErrNotShared].
 func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
+	if err := t.shares(); err != nil {
+		return nil, fmt.Errorf("clone3: %w", err)
+	}
 	c, far, err := socketpair()
 	if err != nil {
 		return nil, err
@@ -69,8 +76,8 @@ func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
 		return nil, err
 	}
 	child := &Task{
-		conn: c, passer: c, arena: t.arena, base: t.base, entry: t.entry,
-		fds: t.fds, mem: t.mem, ns: t.ns.child(int(cfg.Flags)),
+		conn: c, passer: c, arena: t.arena, base: t.base, entry: t.entry, link: t.link,
+		fds: t.fds, mem: t.mem, ns: t.ns.child(int(cfg.Flags)), sigmask: t.sigmask,
 	}
 	pid, err := t.clone(ctx, cfg, nest, child, far)
 	if err != nil {
@@ -142,7 +149,7 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	defer t.mu.Unlock()
 	run := t.NewRun()
 	defer run.Close()
-	if err := run.requestWith(files, steps); err != nil {
+	if err := run.requestWith(ctx, files, steps); err != nil {
 		return 0, err
 	}
 	// The stub serves all: it is not to be killed because one caller gave up.

@@ -31,15 +31,28 @@ func socketpair() (*conn, *os.File, error) {
 
 // copyConn is a conn on a copy of f's descriptor.
 func copyConn(f *os.File) (*conn, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := copyNonblocking(f)
 	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
+		return nil, err
 	}
-	c, err := newConn(fd)
+	return &conn{os.NewFile(uintptr(fd), "rsys-channel")}, nil
+}
+
+// copyNonblocking is a copy of f's descriptor that Go's poller will take.
+func copyNonblocking(f *os.File) (int, error) {
+	fd := -1
+	err := withFDs([]*os.File{f}, nil, func(fds []int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
+		return -1, os.NewSyscallError("fcntl", err)
 	}
-	return c, err
+	return fd, nil
 }
 
 func newConn(fd int) (*conn, error) {

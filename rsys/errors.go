@@ -15,6 +15,8 @@ var (
 	ErrGone = errors.New("rsys: task is gone")
 	// ErrWrongTask is returned when a handle is used with a task that it does not belong to.
 	ErrWrongTask = errors.New("rsys: handle belongs to another task")
+	// ErrNotShared is returned for what needs memory shared with the task, by one that has a data socket instead.
+	ErrNotShared = errors.New("rsys: task shares no memory with us")
 	// ErrInvalidated is returned when a handle is used after it was moved or closed.
 	ErrInvalidated = errors.New("rsys: handle is no longer valid")
 )
@@ -38,6 +40,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 type DiedError struct {
 	Index int        // the step that it did not come to the end of; -1 if it was at none
 	Call  *call.Call // nil if it was at none
+	Last  int        // if more than Index: it was one of the steps from Index to Last, of a task that shares no memory
 	Exit  ExitStatus
 	Cause error // why we killed it: the context's error
 }
@@ -46,6 +49,9 @@ func (e *DiedError) Error() string {
 	where := "between calls"
 	if e.Call != nil {
 		where = "in " + e.Call.Name
+		if e.Last > e.Index {
+			where = fmt.Sprintf("in one of %d calls from %s on", e.Last-e.Index+1, e.Call.Name)
+		}
 	}
 	if e.Cause != nil {
 		return fmt.Sprintf("%s: task killed %s", e.Cause, where)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -20,12 +21,17 @@ import (
 
 func testStub(t testing.TB) *stub.Stub {
 	t.Helper()
-	s, err := stub.Start(context.Background(), 4<<20)
+	return startStub(t, stub.Config{ArenaSize: 4 << 20})
+}
+
+func startStub(t testing.TB, cfg stub.Config) *stub.Stub {
+	t.Helper()
+	s, err := cfg.Start(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if used := s.Arena.Used(); used != 0 {
+		if used := s.InUse(); used != 0 {
 			t.Errorf("%d bytes of the arena are still allocated", used)
 		}
 		if err := s.Close(); err != nil {
@@ -180,3 +186,5 @@ func TestEveryCloneIsClassifiedRight(t *testing.T) {
 		t.Errorf("the stub has %d descriptors, %v", len(remote), err)
 	}
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }

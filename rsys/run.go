@@ -134,27 +134,30 @@ func (r *Run) Do(ctx context.Context, steps ...call.Step) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := len(r.steps)
-	if err := r.request(steps); err != nil {
+	if err := r.request(ctx, steps); err != nil {
 		return err
 	}
 	return r.finish(ctx, first)
 }
 
 // request encodes steps and asks the task to run them. t.mu is held.
-func (r *Run) request(steps []call.Step) error {
+func (r *Run) request(ctx context.Context, steps []call.Step) error {
 	first := len(r.steps)
 	if err := r.encode(steps); err != nil {
 		r.steps = r.steps[:first]
 		return err
 	}
+	if err := r.task.link.flush(ctx, r.task, r.blocks[len(r.blocks)-1]); err != nil {
+		return r.died(first, err)
+	}
 	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
-	return r.died(first, r.task.request(words))
+	return r.died(first, r.task.request(ctx, words))
 }
 
 // requestWith is [Run.request] of steps of which the first is a [recvFDs] of files. t.mu is held.
-func (r *Run) requestWith(files []*os.File, steps []call.Step) error {
+func (r *Run) requestWith(ctx context.Context, files []*os.File, steps []call.Step) error {
 	return withFDs(files, nil, func(fds []int) error {
-		if err := r.request(steps); err != nil {
+		if err := r.request(ctx, steps); err != nil {
 			return err
 		}
 		err := r.task.passer.pass(fds)
@@ -170,6 +173,12 @@ func (r *Run) finish(ctx context.Context, first int) error {
 	left, err := r.task.response(ctx)
 	if err != nil {
 		return r.died(first, err)
+	}
+	// A step may have written to what earlier parts point to.
+	for _, b := range r.blocks {
+		if err := r.task.link.fetch(ctx, r.task, b); err != nil {
+			return r.died(first, err)
+		}
 	}
 	for i := first; i < len(r.steps); i++ {
 		if res := r.Result(i); res.Ran && res.Errno == 0 {
@@ -197,8 +206,9 @@ func (r *Run) Exec(ctx context.Context, steps ...call.Step) error {
 	t := r.task
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.Child.observe()
 	first := len(r.steps)
-	if err := r.request(steps); err != nil {
+	if err := r.request(ctx, steps); err != nil {
 		return err
 	}
 	err := r.finish(ctx, first)
@@ -208,7 +218,32 @@ func (r *Run) Exec(ctx context.Context, steps ...call.Step) error {
 	case ErrGone:
 		return nil
 	}
+	if r.surelyExeced(first) {
+		return nil
+	}
 	return r.failed(first, steps, err)
+}
+
+// surelyExeced decides the case of a peer that was reaped before anybody saw it: where it
+// was in execve and exited by itself, it was not the server that did.
+func (r *Run) surelyExeced(first int) bool {
+	c := r.task.Child
+	if r.task.shares() != nil || !c.peer {
+		return false
+	}
+	select {
+	case <-c.exited:
+	default:
+		return false
+	}
+	i := r.reached(first)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.status.Exited(); !ok || !c.unsure || i >= len(r.steps) || r.steps[i].call.Nr != unix.SYS_EXECVE {
+		return false
+	}
+	c.execed, c.died, c.unsure = true, false, false
+	return true
 }
 
 // died says which step the process did not come to the end of, if its death is how err came about.
@@ -219,6 +254,9 @@ func (r *Run) died(first int, err error) error {
 	}
 	if i := r.reached(first); i < len(r.steps) {
 		d.Index, d.Call = i, &r.steps[i].call
+		if r.task.shares() != nil {
+			d.Last = len(r.steps) - 1
+		}
 	}
 	return d
 }

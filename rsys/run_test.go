@@ -14,6 +14,7 @@ import (
 
 	"github.com/rsys-io/rsys/rsys"
 	"github.com/rsys-io/rsys/rsys/call"
+	"github.com/rsys-io/rsys/stub"
 )
 
 func clone(t testing.TB, from *rsys.Task, flags uint64) *rsys.Task {
@@ -31,10 +32,11 @@ func clone(t testing.TB, from *rsys.Task, flags uint64) *rsys.Task {
 	return task
 }
 
-// The same programs run in a stub, in a clone that shares its memory, and in a copy.
+// The same programs run in a stub by either transport, in a clone that shares its memory, and in a copy.
 func everywhere(t *testing.T, test func(t *testing.T, task *rsys.Task)) {
 	s := testStub(t)
 	t.Run("in the stub", func(t *testing.T) { test(t, s.Task) })
+	t.Run("in a stub by socket", func(t *testing.T) { test(t, startStub(t, stub.Config{Transport: stub.DataSocket}).Task) })
 	t.Run("in a clone that shares memory", func(t *testing.T) { test(t, clone(t, s.Task, unix.CLONE_VM)) })
 	t.Run("in a copy", func(t *testing.T) { test(t, clone(t, s.Task, 0)) })
 	t.Run("in a clone of a clone", func(t *testing.T) { test(t, clone(t, clone(t, s.Task, unix.CLONE_VM), 0)) })
@@ -290,8 +292,11 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
-func BenchmarkProgramOf64(b *testing.B) {
-	s := testStub(b)
+func BenchmarkProgramOf64(b *testing.B)       { benchmarkProgram(b, stub.SharedArena) }
+func BenchmarkProgramOf64Socket(b *testing.B) { benchmarkProgram(b, stub.DataSocket) }
+
+func benchmarkProgram(b *testing.B, transport stub.Transport) {
+	s := startStub(b, stub.Config{Transport: transport})
 	steps := make([]call.Step, 64)
 	for i := range steps {
 		steps[i] = step(call.Getpid())

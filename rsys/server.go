@@ -19,7 +19,7 @@ import (
 // does that system call and writes its return value, one word. With nr −1 the
 // request is a program: arg 0 points to an array of steps and arg 1 is their number; the
 // response is how many were left undone, from the one that failed on; 0 or less says that all is done.
-// When the channel is closed the server exits.
+// When the channel is closed the server exits, with status exitServer.
 //
 // A system call that returns on another stack than it was made on has made a
 // child. The child finds a function and its three arguments on top of its stack, and
@@ -28,7 +28,8 @@ import (
 // to be registered. With a third, the address of a request, the child serves nobody: it runs that request's program and exits.
 //
 // With all registers zero, as the kernel starts a program, it is the stub: it
-// receives four descriptors on descriptor 3, describes itself, and serves. See package stub.
+// receives four descriptors on descriptor 3, or on a connection to the socket whose path
+// is in its environment as RSYS_STUB_SOCKET, describes itself, and serves. See package stub.
 
 // Layout of a step in memory: twelve words.
 const (
@@ -48,6 +49,9 @@ const (
 	requestSize    = 7 * 8
 	responseSize   = 8
 )
+
+// exitServer is the exit status of a server that ends by itself.
+const exitServer = 125
 
 // notRun is a step's result before it has one. No system call returns it.
 const notRun = -1 << 63

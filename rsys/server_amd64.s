@@ -15,6 +15,8 @@
 #define SYS_close           $3
 #define SYS_rt_sigprocmask  $14
 #define SYS_getpid          $39
+#define SYS_socket          $41
+#define SYS_connect         $42
 #define SYS_recvmsg         $47
 #define SYS_gettid          $186
 #define SYS_futex           $202
@@ -91,7 +93,7 @@ trampoline:
 	JMP  AX
 
 exit:
-	XORL DI, DI
+	MOVL $125, DI // exitServer
 	MOVL SYS_exit_group, AX
 	SYSCALL
 	UD2 // where a filter forbids even that
@@ -214,8 +216,57 @@ stub:
 	MOVQ SP, R12
 	ANDQ $~15, SP
 	SUBQ $256, SP
+	MOVL $3, BX
+	MOVQ 0(R12), CX
+	LEAQ 16(R12)(CX*8), R13 // envp
 
-	// recvmsg(3, {iov 1 byte, control 32 bytes}, MSG_CMSG_CLOEXEC)
+environment:
+	// The longest variable that is no match is read to its 16th byte: what
+	// follows the last one on the stack is longer than that.
+	MOVQ 0(R13), SI
+	ADDQ $8, R13
+	TESTQ SI, SI
+	JZ   receive
+	MOVQ $0x5554535f53595352, AX // "RSYS_STU"
+	CMPQ 0(SI), AX
+	JNE  environment
+	MOVQ $0x54454b434f535f42, AX // "B_SOCKET"
+	CMPQ 8(SI), AX
+	JNE  environment
+	CMPB 16(SI), $0x3d // "="
+	JNE  environment
+
+	// connect(socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0), the path behind it)
+	MOVW $1, 0(SP)
+	XORL DX, DX
+
+path:
+	CMPQ DX, $108
+	JEQ  exit
+	MOVB 17(SI)(DX*1), AX
+	MOVB AX, 2(SP)(DX*1)
+	INCQ DX
+	TESTB AX, AX
+	JNZ  path
+	LEAQ 2(DX), R14
+	MOVL $1, DI
+	MOVL $0x80001, SI
+	XORL DX, DX
+	MOVL SYS_socket, AX
+	SYSCALL
+	TESTQ AX, AX
+	JLT  exit
+	MOVQ AX, BX
+	MOVQ BX, DI
+	MOVQ SP, SI
+	MOVQ R14, DX
+	MOVL SYS_connect, AX
+	SYSCALL
+	TESTQ AX, AX
+	JNZ  exit
+
+receive:
+	// recvmsg(BX, {iov 1 byte, control 32 bytes}, MSG_CMSG_CLOEXEC)
 	XORL AX, AX
 	LEAQ 128(SP), CX
 	MOVQ AX, 0(SP)   // msg_name
@@ -229,7 +280,7 @@ stub:
 	LEAQ 144(SP), DX
 	MOVQ DX, 128(SP) // iov_base
 	MOVQ $1, 136(SP) // iov_len
-	MOVL $3, DI
+	MOVQ BX, DI
 	MOVQ SP, SI
 	MOVL $0x40000000, DX
 	MOVL SYS_recvmsg, AX
@@ -238,7 +289,7 @@ stub:
 	JNE  exit
 	CMPQ 160(SP), $32 // cmsg_len: four descriptors
 	JNE  exit
-	MOVL $3, DI
+	MOVQ BX, DI
 	MOVL SYS_close, AX
 	SYSCALL
 

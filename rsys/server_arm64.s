@@ -18,6 +18,8 @@
 #define SYS_rt_sigprocmask  $135
 #define SYS_getpid          $172
 #define SYS_gettid          $178
+#define SYS_socket          $198
+#define SYS_connect         $203
 #define SYS_recvmsg         $212
 
 TEXT ·server(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
@@ -90,7 +92,7 @@ trampoline:
 	JMP  (R10)
 
 exit:
-	MOVD ZR, R0
+	MOVD $125, R0 // exitServer
 	MOVD SYS_exit_group, R8
 	SVC
 	UNDEF // where a filter forbids even that
@@ -210,8 +212,58 @@ stub:
 	AND  $~15, R20, R22
 	SUB  $256, R22, R22
 	MOVD R22, RSP
+	MOVD $3, R19
+	MOVD 0(R20), R21
+	ADD  R21<<3, R20, R21
+	ADD  $16, R21, R21 // envp
 
-	// recvmsg(3, {iov 1 byte, control 32 bytes}, MSG_CMSG_CLOEXEC)
+environment:
+	MOVD (R21), R1
+	ADD  $8, R21, R21
+	CBZ  R1, receive
+	MOVD (R1), R2
+	MOVD $0x5554535f53595352, R3 // "RSYS_STU"
+	CMP  R3, R2
+	BNE  environment
+	MOVD 8(R1), R2
+	MOVD $0x54454b434f535f42, R3 // "B_SOCKET"
+	CMP  R3, R2
+	BNE  environment
+	MOVBU 16(R1), R2
+	CMP  $0x3d, R2 // "="
+	BNE  environment
+
+	// connect(socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0), the path behind it)
+	MOVD $1, R2
+	MOVH R2, 0(R22)
+	ADD  $17, R1, R1
+	ADD  $2, R22, R3
+	ADD  $110, R22, R4
+
+path:
+	CMP   R4, R3
+	BEQ   exit
+	MOVBU (R1), R2
+	MOVB  R2, (R3)
+	ADD   $1, R1, R1
+	ADD   $1, R3, R3
+	CBNZ  R2, path
+	SUB   R22, R3, R24
+	MOVD  $1, R0
+	MOVD  $0x80001, R1
+	MOVD  ZR, R2
+	MOVD  SYS_socket, R8
+	SVC
+	TBNZ  $63, R0, exit
+	MOVD  R0, R19
+	MOVD  R22, R1
+	MOVD  R24, R2
+	MOVD  SYS_connect, R8
+	SVC
+	CBNZ  R0, exit
+
+receive:
+	// recvmsg(R19, {iov 1 byte, control 32 bytes}, MSG_CMSG_CLOEXEC)
 	MOVD ZR, 0(R22)  // msg_name
 	MOVD ZR, 8(R22)  // msg_namelen
 	ADD  $128, R22, R1
@@ -226,7 +278,7 @@ stub:
 	ADD  $144, R22, R1
 	MOVD R1, 128(R22) // iov_base
 	MOVD R2, 136(R22) // iov_len
-	MOVD $3, R0
+	MOVD R19, R0
 	MOVD R22, R1
 	MOVD $0x40000000, R2
 	MOVD SYS_recvmsg, R8
@@ -236,7 +288,7 @@ stub:
 	MOVD 160(R22), R0 // cmsg_len: four descriptors
 	CMP  $32, R0
 	BNE  exit
-	MOVD $3, R0
+	MOVD R19, R0
 	MOVD SYS_close, R8
 	SVC
 

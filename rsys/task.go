@@ -2,6 +2,8 @@ package rsys
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 
@@ -21,15 +23,18 @@ type Task struct {
 
 	conn   *conn // requests and responses
 	passer *conn // our end of the channel by which it receives descriptors
+	data   *conn // our end of the data socket, if it has one
 	sock   *FD   // its end of conn
 	inlet  *FD   // its end of passer
 
-	arena *Arena
-	base  uint64 // where the arena is mapped in it; 0 if it is not yet
-	entry uint64 // where the server is in its memory
-	fds   *FDTable
-	mem   *AddressSpace
-	ns    Namespaces
+	arena   *Arena    // where our side of its memory is
+	link    transport // how it gets to be the task's
+	base    uint64    // where the arena, or its copy, is in the task; 0 if it is not yet
+	entry   uint64    // where the server is in its memory
+	fds     *FDTable
+	mem     *AddressSpace
+	ns      Namespaces
+	sigmask Sigset
 
 	mu sync.Mutex // held from a request to its response
 }
@@ -38,32 +43,47 @@ type Task struct {
 type AddressSpace struct{ id uint64 }
 
 // Config describes a process that already runs the server, to make a task of it.
+//
+// What calls point to gets into the task's memory in one of two ways. Without Data the task
+// maps Arena. With Data, its memory is its own, Arena is our copy of it, made by
+// [NewLocalArena], and the bytes go through the data socket; that needs nothing of the
+// task but read and write, and costs a round trip each way. Either way the task maps a memfd, where
+// its robust futex lies.
 type Config struct {
 	Pid     int      // a child of ours; it becomes the task's to reap
+	Pidfd   *os.File // if it is not our child: its pidfd, of which a copy is taken
 	Channel *os.File // our end of the channel, which is taken over
 	Inlet   *os.File // our end of the channel for descriptors; nil if it is Channel
 	FD      int      // its end of Channel
 	InletFD int      // its end of Inlet
 	Entry   uint64   // the address of the server in it
+	Sigmask Sigset
 	Arena   *Arena
-	ArenaFD int // the arena's memfd in it; it is mapped, and closed
+	ArenaFD int      // the memfd in it, of Futex if that is set, or of Arena; it is mapped, and closed
+	Data    *os.File // our end of the data socket, of which a copy is taken; nil if it maps Arena
+	DataFD  int      // its end of Data
+	Futex   *Arena   // with Data: the memory for the futex
 }
 
 // NewTask makes a task of a process that runs the server. The process and the
-// channels are taken over: if it fails, the process is killed and reaped.
+// channels are taken over: if it fails, the process is killed and reaped, one that is
+// not our child is hung up on. The error says what was being done.
 func NewTask(ctx context.Context, cfg Config) (*Task, error) {
 	t := &Task{
-		arena: cfg.Arena, entry: cfg.Entry, fds: newFDTable(nil),
-		mem: &AddressSpace{ids.Add(1)}, ns: rootNamespaces(),
+		arena: cfg.Arena, link: sharedMemory{}, entry: cfg.Entry, fds: newFDTable(nil),
+		mem: &AddressSpace{ids.Add(1)}, ns: rootNamespaces(), sigmask: cfg.Sigmask,
 	}
 	err := t.adopt(ctx, cfg)
-	if err == nil {
+	switch {
+	case err == nil:
 		return t, nil
-	}
-	if t.Child == nil {
+	case t.Child == nil && cfg.Pidfd == nil:
 		unix.Kill(cfg.Pid, unix.SIGKILL)
 		unix.Wait4(cfg.Pid, nil, 0, nil)
-	} else {
+	case t.Child == nil:
+	case t.Child.peer:
+		t.Child.abandon()
+	default:
 		t.Child.kill(err)
 		<-t.Child.exited
 	}
@@ -85,19 +105,82 @@ func (t *Task) adopt(ctx context.Context, cfg Config) (err error) {
 		}
 		t.inlet = t.fds.handle(cfg.InletFD)
 	}
-	if t.Child, err = newChild(cfg.Pid, t.conn, nil); err != nil {
+	if cfg.Data != nil {
+		if t.data, err = copyConn(cfg.Data); err != nil {
+			return err
+		}
+	}
+	child := &Child{pid: cfg.Pid, conn: t.conn, data: t.data, stub: true}
+	child.peer = cfg.Pidfd != nil
+	if t.Child, err = child.start(cfg.Pidfd); err != nil {
 		return err
 	}
 	if err := t.hello(ctx); err != nil {
-		return err
+		return fmt.Errorf("hello: %w", err)
+	}
+	shared := cfg.Arena
+	if cfg.Data != nil {
+		shared = cfg.Futex
 	}
 	memfd := t.fds.handle(cfg.ArenaFD)
-	addr, err := t.Call(ctx, call.Mmap(call.Null, cfg.Arena.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, memfd.Arg(), 0))
+	addr, err := t.Call(ctx, call.Mmap(call.Null, shared.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, memfd.Arg(), 0))
+	if err != nil {
+		return fmt.Errorf("shared memory: %w", err)
+	}
+	if err := memfd.Close(ctx, t); err != nil {
+		return fmt.Errorf("shared memory: %w", err)
+	}
+	t.base = uint64(addr)
+	if cfg.Data != nil {
+		base, err := t.Call(ctx, call.Mmap(call.Null, cfg.Arena.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, call.Int(-1), 0))
+		if err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+		t.base, t.link = uint64(base), &dataSocket{t.data, cfg.DataFD}
+	}
+	if err := t.registerFutex(ctx, shared, uint64(addr)); err != nil {
+		return fmt.Errorf("futex: %w", err)
+	}
+	return nil
+}
+
+// registerFutex gives a stub what tells when it execs or dies: a robust futex
+// in shared memory, mapped at base in it, and a name that execve takes away.
+func (t *Task) registerFutex(ctx context.Context, shared *Arena, base uint64) error {
+	nest, err := shared.Alloc(nestRequest)
 	if err != nil {
 		return err
 	}
-	t.base = uint64(addr)
-	return memfd.Close(ctx, t)
+	mark := fmt.Sprintf("rsys-stub:%05x", rand.Uint32()&0xfffff)
+	addr := base + uint64(nest.span.off)
+	putRobust(nest.Bytes(), addr)
+	c := t.Child
+	err = func() error {
+		// The kernel marks the word only if it holds the ID that the task has for itself.
+		tid, err := t.Call(ctx, call.Gettid())
+		if err != nil {
+			return err
+		}
+		word := nest.word(nestFutex + robustFutex)
+		word.Store(uint32(tid)&futexTIDMask | futexWaiters)
+		c.value = word.Load()
+		run := t.NewRun()
+		defer run.Close()
+		return run.Do(ctx,
+			call.Step{Call: call.Prctl(unix.PR_SET_NAME, call.String(mark))},
+			call.Step{Call: call.SetRobustList(call.Int(addr+nestFutex), robustHead)})
+	}()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil && (c.died || c.execed) {
+		err = ErrGone
+	}
+	if err != nil {
+		nest.Free()
+		return err
+	}
+	c.nest, c.mark, c.word, c.adopted = nest, mark, nest.word(nestFutex+robustFutex), true
+	return nil
 }
 
 // hello waits for the server's first word.
@@ -156,7 +239,7 @@ func (t *Task) Call(ctx context.Context, c call.Call) (int64, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.request(words); err != nil {
+	if err := t.request(ctx, words); err != nil {
 		return 0, err
 	}
 	v, err := t.response(ctx)
@@ -192,15 +275,28 @@ func (t *Task) track(c call.Call) {
 		}
 	case unix.SYS_SETNS:
 		t.ns.renew(int(c.Args[1].Int))
+	case unix.SYS_RT_SIGPROCMASK:
+		t.trackSigmask(c)
+	case unix.SYS_PRCTL:
+		if c.Args[0].Int == unix.PR_SET_NAME && len(c.Args) > 1 {
+			t.Child.rename(c.Args[1].Data)
+		}
 	}
 }
 
 // request sends a request. t.mu is held.
-func (t *Task) request(words [7]uint64) error {
+func (t *Task) request(ctx context.Context, words [7]uint64) error {
 	if t.conn.request(words) != nil {
-		return t.Child.diedError()
+		return t.gone(ctx)
 	}
 	return nil
+}
+
+// gone is why a channel ended. Who hangs up and lives on is killed when the context ends.
+func (t *Task) gone(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { t.Child.interrupt(context.Cause(ctx)) })
+	defer stop()
+	return t.Child.diedError()
 }
 
 // response waits for the response to a request. t.mu is held.
@@ -221,7 +317,7 @@ func (t *Task) Pass(ctx context.Context, files ...*os.File) ([]*FD, error) {
 	run := t.NewRun()
 	defer run.Close()
 	n := len(files)
-	err := run.requestWith(files, []call.Step{{Call: recvFDs(t.inlet.Arg(), n)}, {Call: expectFDs(0, n)}})
+	err := run.requestWith(ctx, files, []call.Step{{Call: recvFDs(t.inlet.Arg(), n)}, {Call: expectFDs(0, n)}})
 	if err == nil {
 		err = run.finish(ctx, 0)
 	}
@@ -247,5 +343,8 @@ func (t *Task) closeConns() {
 	}
 	if t.passer != nil && t.passer != t.conn {
 		t.passer.close()
+	}
+	if t.data != nil {
+		t.data.close()
 	}
 }

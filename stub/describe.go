@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/rsys-io/rsys/rsys"
 )
 
 // A Description is what a stub says of itself when it has received its descriptors.
@@ -14,8 +16,8 @@ type Description struct {
 	DataFD       int
 	MemFD        int
 	ConnectionFD int
-	Sigmask      uint64 // blocked signals; bit n−1 is signal n
-	Entry        uint64 // the address of the server
+	Sigmask      rsys.Sigset // the signals that it blocks
+	Entry        uint64      // the address of the server
 	Args, Env    []string
 }
 
@@ -48,7 +50,7 @@ func readDescription(r io.Reader) (*Description, error) {
 	}
 	d := &Description{
 		Pid: int(word(1)), SyscallFD: int(word(2)), DataFD: int(word(3)), MemFD: int(word(4)),
-		ConnectionFD: int(word(5)), Sigmask: word(6), Entry: word(9),
+		ConnectionFD: int(word(5)), Sigmask: rsys.Sigset(word(6)), Entry: word(9),
 	}
 	if d.Pid == 0 {
 		return nil, fmt.Errorf("%w: pid is 0", errDescription)

@@ -19,7 +19,7 @@ func testStub(t testing.TB) *Stub {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if used := s.Arena.Used(); used != 0 {
+		if used := s.InUse(); used != 0 {
 			t.Errorf("%d bytes of the arena are still allocated", used)
 		}
 		if err := s.Close(); err != nil {

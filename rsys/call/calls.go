@@ -61,6 +61,11 @@ func Pread64(fd Arg, size int, off int64) Call {
 	return sys("pread64", unix.SYS_PREAD64, fd, Out(size), Int(size), Int(off))
 }
 
+// Read reads up to size bytes; they are the step's output, argument 1.
+func Read(fd Arg, size int) Call {
+	return sys("read", unix.SYS_READ, fd, Out(size), Int(size))
+}
+
 func Write(fd Arg, data string) Call {
 	return sys("write", unix.SYS_WRITE, fd, Bytes([]byte(data)).as(FormText), Int(len(data)))
 }
@@ -126,6 +131,11 @@ func Faccessat2(dir Arg, path string, mode uint32, f int) Call {
 
 func Ioctl(fd Arg, name string, request uint, arg Arg) Call {
 	return sys("ioctl", unix.SYS_IOCTL, fd, Arg{Int: int64(request), Form: FormNamed, Data: []byte(name)}, arg)
+}
+
+// SetRobustList registers a list head of size bytes at address head.
+func SetRobustList(head Arg, size int) Call {
+	return sys("set_robust_list", unix.SYS_SET_ROBUST_LIST, head, Int(size))
 }
 
 // Mounts.
@@ -233,6 +243,7 @@ func Setdomainname(name string) Call {
 // Processes and credentials.
 
 func Getpid() Call               { return sys("getpid", unix.SYS_GETPID) }
+func Gettid() Call               { return sys("gettid", unix.SYS_GETTID) }
 func Setsid() Call               { return sys("setsid", unix.SYS_SETSID) }
 func Umask(mask uint32) Call     { return sys("umask", unix.SYS_UMASK, flags(mask, FormOctal)) }
 func ExitGroup(status int) Call  { return sys("exit_group", unix.SYS_EXIT_GROUP, Int(status)) }
