@@ -74,6 +74,17 @@ var golden = []struct {
 		r.Rootfs, r.NoPivotRoot = nil, true
 		s.Root.Path = "/srv/rootfs"
 	}},
+	{plan: "mounts", spec: "ctr-host-network", host: hostV2, change: func(s *specs.Spec, _ *Request) {
+		s.Linux.Seccomp = nil
+		s.Mounts = []specs.Mount{
+			{Destination: "/run", Type: "tmpfs", Source: "tmpfs", Options: []string{"tmpcopyup", "ro"}},
+			{Destination: "relative/../dir", Type: "bind", Source: "volume", Options: []string{"bind", "noexec"}},
+			{Destination: "/dir", Options: []string{"bind", "remount", "ro", "rnosuid", "rprivate"}},
+			{Destination: "/mapped", Type: "bind", Source: "/v", Options: []string{"rbind", "ridmap"},
+				UIDMappings: []specs.LinuxIDMapping{{HostID: 5, Size: 9}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 6, Size: 9}}},
+			{Destination: "/overlay", Type: "overlay", Source: "o", Options: []string{"lowerdir=" + strings.Repeat("/lower:", 40) + "/l", "ro"}},
+		}
+	}},
 	{plan: "user-namespace", spec: "ctr-2.4.2", host: hostV1, change: func(s *specs.Spec, r *Request) {
 		withUserNS(s)
 		s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}

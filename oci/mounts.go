@@ -69,7 +69,15 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 	if inProc[t.path] {
 		t.proc = anyProc
 	}
+	if m.Type == "proc" && t.path == "proc" {
+		t.proc = anyProc
+	}
 	switch {
+	case o.remount:
+		if t.path == "proc" {
+			t.proc = anyProc
+		}
+		c.remount(&o, t)
 	case o.bind:
 		t.kind = asSource
 		tree, open := c.sources[i]
@@ -85,12 +93,25 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 		if m.Type == "proc" || m.Type == "sysfs" {
 			t.kind = ordinary
 		}
-		if m.Type == "proc" && t.path == "proc" {
-			t.proc = anyProc
-		}
 		t.oldMode = m.Type == "tmpfs" && !has(o.data, "mode")
 		c.fresh(m.Type, m.Source, &o, t)
 	}
+}
+
+// remount changes the mount at t, which must be there; the kernel says EINVAL if none has its root there.
+func (c *compiler) remount(o *mountOptions, t target) {
+	at := call.ResultOf(c.do(call.Openat2(c.root, t.path, oPath, 0, inRoot)))
+	c.guardProc(at, t)
+	if set, clear := o.bindAttrs(); set|clear != 0 {
+		c.setattr(at, false, set, clear, 0)
+	}
+	if o.recSet|o.recClear != 0 {
+		c.setattr(at, true, o.recSet, o.recClear, 0)
+	}
+	for _, p := range o.propagation {
+		c.setattr(at, p.rec, 0, 0, p.flag)
+	}
+	c.close(at)
 }
 
 // openSource clones what a bind mount is of.
@@ -146,6 +167,11 @@ func (c *compiler) fresh(fstype, source string, o *mountOptions, t target) {
 	mnt := c.newMount(fstype, source, o, attrs)
 	for _, p := range o.propagation {
 		c.setattr(mnt, p.rec, 0, 0, p.flag)
+	}
+	if o.copyUp {
+		dir := c.makeDirs(c.root, t.path, resolution(t))
+		c.shim(CopyUp, dir, mnt)
+		c.closeUnless(dir, c.root)
 	}
 	c.attach(mnt, t)
 	if late {

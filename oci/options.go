@@ -11,6 +11,8 @@ type mountOptions struct {
 	bind, rec bool
 	idmap     bool
 	ridmap    bool // with all mounts below
+	copyUp    bool // a tmpfs begins with what is where it is mounted
+	remount   bool // change what is mounted there already
 	flags     bool // there is at least one per-mount option besides bind and rbind
 
 	set   uint64 // MOUNT_ATTR_*, without access times
@@ -163,7 +165,11 @@ func (o *mountOptions) parse(s string) {
 		o.idmap = true
 	case "ridmap":
 		o.idmap, o.ridmap = true, true
-	case "tmpcopyup", "remount", "loop", "iversion":
+	case "tmpcopyup":
+		o.copyUp = true
+	case "remount":
+		o.remount = true
+	case "loop", "iversion":
 		o.refused = s
 	default:
 		// containerd's own, of a root file system's mount. As a file system's they would fail anyway.
@@ -177,6 +183,9 @@ func (o *mountOptions) parse(s string) {
 		}
 	}
 }
+
+// binds says that the mount is a new bind mount.
+func (o *mountOptions) binds() bool { return o.bind && !o.remount }
 
 // attrs are the attributes of a new mount.
 func (o *mountOptions) attrs() uint64 {

@@ -41,6 +41,7 @@ const (
 	IDMapOf       = "idmap.of"      // open the user namespace of the path argument 0; its descriptor is the result
 	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child or parent>
 	MoveNetDevice = "netdev"        // move the host's network device argument 0 to the child's namespace, as argument 1
+	CopyUp        = "copyup"        // copy what is in the child's directory argument 0 into argument 1, by its system calls
 	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 

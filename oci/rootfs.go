@@ -89,7 +89,7 @@ func (c *compiler) openShared() {
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		o := parseOptions(m.Options)
-		if n := len(o.propagation); o.bind && (n == 0 || o.propagation[n-1].flag == unix.MS_SHARED) {
+		if n := len(o.propagation); o.binds() && (n == 0 || o.propagation[n-1].flag == unix.MS_SHARED) {
 			c.at(item("mounts", i), m.Destination)
 			c.sources[i] = c.openSource(m, &o)
 		}
@@ -101,6 +101,9 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 	o := parseOptions(m.Options)
 	if o.refused != "" {
 		return notYet(c.why + ".options: " + o.refused)
+	}
+	if o.remount || o.copyUp || o.idmap {
+		return invalid(c.why+".options", "not those of a root file system")
 	}
 	if strings.HasPrefix(m.Type, "fuse.") || strings.HasPrefix(m.Type, "fuse3.") {
 		return notYet(c.why + ".type: " + m.Type)

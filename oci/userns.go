@@ -133,7 +133,7 @@ func (c *compiler) prepare() error {
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		o := parseOptions(m.Options)
-		if _, open := c.sources[i]; !o.bind || open {
+		if _, open := c.sources[i]; !o.binds() || open {
 			continue
 		}
 		c.at(item("mounts", i), m.Destination)

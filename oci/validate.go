@@ -166,18 +166,24 @@ func validateMount(m *specs.Mount, field string) error {
 		return invalid(field+".options", "uidmap and gidmap are a root file system's")
 	case slices.ContainsFunc(m.Options, func(s string) bool { return strings.IndexByte(s, 0) >= 0 }):
 		return invalid(field+".options", "with a zero byte in it")
-	case o.bind && m.Source == "":
+	case o.remount && (len(o.data) > 0 || len(o.super) > 0):
+		return notYet(field + ".options: remount with options of a file system, such as " + append(o.data, o.super...)[0])
+	case o.remount && (o.idmap || len(m.UIDMappings) > 0):
+		return invalid(field+".options", "a mount that is somewhere can't be idmapped")
+	case o.copyUp && (m.Type != "tmpfs" || o.bind || o.remount || o.long(m.Source)):
+		return invalid(field+".options", "tmpcopyup is for a new tmpfs")
+	case o.binds() && m.Source == "":
 		return invalid(field+".source", "missing")
 	case o.bind && len(o.data) > 0:
 		return invalid(field+".options", "a bind mount can't have options of a file system, such as %q", o.data[0])
-	case !o.bind && m.Type == "":
+	case !o.bind && !o.remount && m.Type == "":
 		return invalid(field+".type", "missing")
 	case !o.bind && m.Type == "bind":
 		return invalid(field+".options", "a bind mount has the option bind or rbind")
-	case !o.bind && o.recSet|o.recClear != 0:
+	case !o.bind && !o.remount && o.recSet|o.recClear != 0:
 		return invalid(field+".options", "recursive options are for bind mounts")
 	}
-	if !o.bind && o.long(m.Source) {
+	if !o.bind && !o.remount && o.long(m.Source) {
 		if n := len(strings.Join(o.data, ",")); n >= pageSize {
 			return invalid(field+".options", "%d bytes are more than a page", n)
 		}
@@ -192,7 +198,7 @@ func validateMount(m *specs.Mount, field string) error {
 			}
 		}
 	}
-	if dest == "proc" && !o.bind && m.Type != "proc" {
+	if dest == "proc" && !o.bind && !o.remount && m.Type != "proc" {
 		return invalid(field+".destination", "%q can't be on /proc, for it is not of type proc", m.Type)
 	}
 	if strings.HasPrefix(dest, "proc/") && !inProc[dest] {

@@ -87,6 +87,16 @@ func Readlinkat(dir Arg, path string, size int) Call {
 	return sys("readlinkat", unix.SYS_READLINKAT, dir, String(path), Out(size), Int(size))
 }
 
+// Getdents64 reads directory entries; they are the step's output, argument 1.
+func Getdents64(dir Arg, size int) Call {
+	return sys("getdents64", unix.SYS_GETDENTS64, dir, Out(size), Int(size))
+}
+
+// Sendfile copies up to size bytes from where in is to where out is.
+func Sendfile(out, in Arg, size int) Call {
+	return sys("sendfile", unix.SYS_SENDFILE, out, in, Null, Int(size))
+}
+
 func Unlinkat(dir Arg, path string, f int) Call {
 	return sys("unlinkat", unix.SYS_UNLINKAT, dir, String(path), flags(f, FormAt))
 }
