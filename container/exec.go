@@ -93,7 +93,7 @@ func (c *Container) keptJoiner(ctx context.Context) (*namespaces.Joiner, error) 
 	if err != nil {
 		return nil, err
 	}
-	c.joiner, err = namespaces.JoinProcess(ctx, stub.Task, c.Init.child.Pidfd(), c.namespaces(), c.isolation)
+	c.joiner, err = namespaces.JoinProcess(ctx, stub.Task, c.Init.child, c.namespaces(), c.isolation)
 	return c.joiner, err
 }
 

@@ -215,7 +215,7 @@ func (c *Container) startInside(ctx context.Context, r *run, h *oci.Hook, stdio 
 	if err != nil {
 		return nil, err
 	}
-	joiner, err := namespaces.JoinProcess(ctx, stub.Task, r.task.Child.Pidfd(), c.namespaces(), c.isolation)
+	joiner, err := namespaces.JoinProcess(ctx, stub.Task, r.task.Child, c.namespaces(), c.isolation)
 	if err != nil {
 		return nil, err
 	}

@@ -162,6 +162,26 @@ func TestACreateContainerHookSeesTheRootFileSystemAndTheHost(t *testing.T) {
 	}
 }
 
+func TestHooksOfAUserNamespaceAreItsRoot(t *testing.T) {
+	e, dir := start(t), t.TempDir()
+	e.Must(os.Chmod(dir, 0o777), "chmod")
+	e.Must(os.Chmod(filepath.Dir(dir), 0o755), "chmod")
+	path := script(t, dir, "hook", "id -u > etc/by-hook", "cat /proc/self/uid_map >> etc/by-hook")
+	c := userContainer(e, harness.Sh("tr -s ' ' < /etc/by-hook; stat -c %u /etc/by-hook; cat /tmp/start"),
+		withMount("tmpfs", "/tmp", "tmpfs", "mode=1777"),
+		withHooks(func(h *specs.Hooks) {
+			h.CreateRuntime = []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "id -u > " + dir + "/runtime"}, Env: []string{"PATH=/bin:/usr/bin"}}}
+			h.CreateContainer = []specs.Hook{{Path: path, Env: []string{"PATH=/bin:/usr/bin"}}}
+			h.StartContainer = []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "id -u > /tmp/start"}, Env: []string{"PATH=/bin"}}}
+		}))
+	if got := c.Finish(); got.Stdout != "0\n 0 100000 5000\n 5000 300000 60000\n0\n0\n" {
+		t.Errorf("got %+v", got)
+	}
+	if got := read(t, dir+"/runtime"); got != "0\n" {
+		t.Errorf("createRuntime: user %q", got)
+	}
+}
+
 func TestAStartContainerHookHasTheRightsOfTheProcess(t *testing.T) {
 	e := start(t)
 	hook := specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "{ id -u; grep -E '^(CapEff|CapBnd|Seccomp|NoNewPrivs):' /proc/self/status; ls /proc/self/fd | wc -l; echo $A; } > /tmp/hook"}}

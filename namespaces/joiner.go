@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -21,26 +22,39 @@ import (
 // is itself in no PID namespace but ours, so nobody in there sees it.
 type Joiner struct {
 	task *rsys.Task
-	pid  *rsys.FD // a pidfd of a process in the PID namespace for outsiders' children; nil if there is none
+	pid  *rsys.FD // the PID namespace for outsiders' children; nil if there is none
 }
 
 // JoinProcess makes a joiner in namespaces of a process, those of the
 // CLONE_NEW* flags. In the process's mount namespace its root and working
 // directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join.
-func JoinProcess(ctx context.Context, from *rsys.Task, pidfd *os.File, flags uint64, isolation Isolation) (*Joiner, error) {
+func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flags uint64, isolation Isolation) (*Joiner, error) {
+	files := []*os.File{process.Pidfd()}
+	if flags&unix.CLONE_NEWPID != 0 {
+		// By its own file: to join by a pidfd one must be allowed to trace the process, which who is in a user
+		// namespace by then is not as long as that has not exec'd.
+		ns, err := os.Open("/proc/" + strconv.Itoa(process.Pid()) + "/ns/pid")
+		if err != nil {
+			return nil, fmt.Errorf("joiner: %w", err)
+		}
+		defer ns.Close()
+		files = append(files, ns)
+	}
 	var pid *rsys.FD
 	j, err := join(ctx, from, How(RoleJoiner, 0, flags, isolation), func(task *rsys.Task) error {
-		fds, err := task.Pass(ctx, pidfd)
+		fds, err := task.Pass(ctx, files...)
 		if err != nil {
 			return err
 		}
-		if flags&unix.CLONE_NEWPID != 0 {
-			pid = fds[0]
+		if len(fds) > 1 {
+			pid = fds[1]
 		}
 		if others := flags &^ unix.CLONE_NEWPID; others != 0 {
-			_, err = task.Call(ctx, call.Setns(fds[0].Arg(), int(others)))
+			if _, err := task.Call(ctx, call.Setns(fds[0].Arg(), int(others))); err != nil {
+				return err
+			}
 		}
-		return err
+		return fds[0].Close(ctx, task)
 	})
 	if err == nil {
 		j.pid = pid
