@@ -87,7 +87,7 @@ func (c *Container) removeCgroup() error {
 	if !c.made {
 		return nil
 	}
-	if err := errors.Join(c.cgroup.Kill(), c.cgroup.Delete()); err != nil {
+	if err := errors.Join(c.cgroup.Kill(), c.cgroup.Delete(), hostResctrl.remove(c.spec, c.id)); err != nil {
 		return err
 	}
 	c.made = false
@@ -122,7 +122,7 @@ func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error)
 	if err != nil {
 		return exit, err
 	}
-	err = errors.Join(cg.Kill(), cg.Delete())
+	err = errors.Join(cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
 	cleanupPoststop(ctx, id, bundle, spec)
 	return exit, err
 }

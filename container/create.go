@@ -138,6 +138,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
+	case oci.RdtCreate:
+		return hostResctrl.create(argString(s.Args[0]), s.Args[1].Int != 0, argString(s.Args[2]), argString(s.Args[3]))
 	case oci.MoveNetDevice:
 		return r.moveDevice(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.SendListener:
@@ -212,6 +214,8 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 		return r.joinCgroup(ctx, cg)
 	case oci.PassStdio:
 		return r.passStdio(ctx, stdio)
+	case oci.RdtJoin:
+		return hostResctrl.join(argString(s.Args[0]), argString(s.Args[1]), r.task.Pid())
 	case oci.WriteAttr:
 		return r.writeAttr(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.CopyUp:

@@ -87,6 +87,9 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := c.checkLabels(); err != nil {
 		return nil, err
 	}
+	if err := c.checkRdt(); err != nil {
+		return nil, err
+	}
 	c.place = c.placeOfInit()
 	if err := c.birth(); err != nil {
 		return nil, err
@@ -157,6 +160,7 @@ func (c *compiler) birth() error {
 	c.writeMaps()
 	c.at("linux.cgroupsPath", c.spec.Linux.CgroupsPath)
 	c.shim(CgroupJoin)
+	c.rdt()
 	if !c.proc.Terminal {
 		c.at("process", "")
 		c.shim(PassStdio)

@@ -33,6 +33,9 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 	if err := c.checkLabels(); err != nil {
 		return nil, err
 	}
+	if err := c.checkRdt(); err != nil {
+		return nil, err
+	}
 	c.place = c.placeOfBirth(c.Seccomp)
 	if err := c.birth(); err != nil {
 		return nil, err

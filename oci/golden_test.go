@@ -15,7 +15,7 @@ import (
 var update = flag.Bool("update", false, "write the Plans in testdata anew")
 
 var (
-	hostV1 = Host{Kcore: true, AppArmor: true, SELinux: true, LastCap: 40, CgroupV1: []Hierarchy{
+	hostV1 = Host{Kcore: true, AppArmor: true, SELinux: true, Resctrl: true, LastCap: 40, CgroupV1: []Hierarchy{
 		{"/sys/fs/cgroup/cpu,cpuacct", []string{"cpu", "cpuacct"}},
 		{"/sys/fs/cgroup/memory", []string{"memory"}},
 		{"/sys/fs/cgroup/systemd", []string{"name=systemd"}},

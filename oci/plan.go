@@ -42,6 +42,8 @@ const (
 	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child or parent>
 	MoveNetDevice = "netdev"        // move the host's network device argument 0 to the child's namespace, as argument 1
 	CopyUp        = "copyup"        // copy what is in the child's directory argument 0 into argument 1, by its system calls
+	RdtCreate     = "rdt.create"    // make the resctrl class argument 0, if argument 1 is not 0, with the schemata argument 2 and the monitoring group argument 3
+	RdtJoin       = "rdt.join"      // move the child into the resctrl class argument 0 and its monitoring group argument 1
 	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 

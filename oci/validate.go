@@ -81,7 +81,6 @@ func refuse(spec *specs.Spec) error {
 		{spec.VM != nil, "vm"},
 		{spec.ZOS != nil, "zos"},
 		{spec.FreeBSD != nil, "freebsd"},
-		{l.IntelRdt != nil, "linux.intelRdt"},
 	} {
 		if f.set {
 			return notYet(f.name)
@@ -326,6 +325,9 @@ func validateRlimits(list []specs.POSIXRlimit) error {
 func validateLinux(spec *specs.Spec) error {
 	l, ns := spec.Linux, namespacesOf(spec)
 	if err := validatePersonality(l.Personality); err != nil {
+		return err
+	}
+	if err := validateRdt(l.IntelRdt); err != nil {
 		return err
 	}
 	if err := validateNetDevices(l, &ns); err != nil {
