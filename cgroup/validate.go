@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"fmt"
+	"github.com/containerd/errdefs"
 	"maps"
 	"slices"
 	"strconv"
@@ -18,11 +19,21 @@ type FieldError struct {
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Reason }
 
+// Unwrap says of what kind the error is.
+func (e *FieldError) Unwrap() error {
+	if e.Field == systemdField {
+		return errdefs.ErrNotImplemented
+	}
+	return errdefs.ErrInvalidArgument
+}
+
+const systemdField = "runtime option SystemdCgroup"
+
 // Validate finds what is wrong with a config whatever the host: what the host lacks is an error of New or Create. It
 // asks the host nothing. What runc accepts it accepts, unless the kernel would refuse it later with a bare EINVAL.
 func Validate(cfg Config) error {
 	if cfg.Systemd {
-		return &FieldError{"runtime option SystemdCgroup", "the systemd cgroup driver is not supported yet; use cgroupfs (SystemdCgroup = false)"}
+		return &FieldError{systemdField, "the systemd cgroup driver is not supported yet; use cgroupfs (SystemdCgroup = false)"}
 	}
 	if cfg.Path == "" && (cfg.ID == "" || cfg.ID == "." || cfg.ID == ".." || strings.ContainsAny(cfg.ID, "/\x00\n")) {
 		return &FieldError{"id", fmt.Sprintf("%q can't be the name of a cgroup", cfg.ID)}

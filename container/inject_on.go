@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys"
 	"github.com/rsys-io/rsys/rsys/call"
 )
 
@@ -70,7 +71,7 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 	}
 	for e := unix.Errno(1); e < 134; e++ {
 		if unix.ErrnoName(e) == r.injection.what {
-			return stepError(s, fmt.Errorf("%s: %w", s.Name, e))
+			return stepError(s, &rsys.StepError{Index: at, Call: s.Call, Errno: e})
 		}
 	}
 	return nil

@@ -49,6 +49,9 @@ func (r *Runtime) live(ctx context.Context) (*stub.Stub, error) {
 			return r.stub, nil
 		}
 	}
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
 	s, err := stub.Start(ctx, arenaSize)
 	if err != nil {
 		return nil, err
