@@ -2,12 +2,12 @@ package cgroup
 
 import (
 	"fmt"
-	"github.com/containerd/errdefs"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
