@@ -42,7 +42,7 @@ type Birth struct {
 // seen.
 func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 	t := r.task
-	if err := t.shares(); err != nil {
+	if err := t.canClone(); err != nil {
 		return nil, fmt.Errorf("clone: %w", err)
 	}
 	size := nestSize + 4096 + stepSize*len(b.After)

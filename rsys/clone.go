@@ -60,9 +60,9 @@ const cloneArgsSize = 88 // CLONE_ARGS_SIZE_VER2, Linux 5.7
 // reused number, and no descriptor is left in the parent as CLONE_PIDFD would.
 //
 // The child's stack and futex lie in shared memory, so a task that has a data socket instead
-// can't be cloned: [ErrNotShared].
+// can't be cloned: [ErrNotShared]. Neither can one that is not our child, whose children would not be ours: [ErrNotOurs].
 func (t *Task) Clone(ctx context.Context, cfg CloneConfig) (*Task, error) {
-	if err := t.shares(); err != nil {
+	if err := t.canClone(); err != nil {
 		return nil, fmt.Errorf("clone3: %w", err)
 	}
 	c, far, err := socketpair()

@@ -17,6 +17,8 @@ var (
 	ErrWrongTask = errors.New("rsys: handle belongs to another task")
 	// ErrNotShared is returned for what needs memory shared with the task, by one that has a data socket instead.
 	ErrNotShared = errors.New("rsys: task shares no memory with us")
+	// ErrNotOurs is returned for the clone of a task that is not our child: we could not wait for it.
+	ErrNotOurs = errors.New("rsys: task is not our child")
 	// ErrInvalidated is returned when a handle is used after it was moved or closed.
 	ErrInvalidated = errors.New("rsys: handle is no longer valid")
 )

@@ -91,6 +91,14 @@ func (d *dataSocket) ask(ctx context.Context, t *Task, nr uintptr, name string, 
 	}
 }
 
+// canClone reports whether the task can have children of ours.
+func (t *Task) canClone() error {
+	if t.Child.peer {
+		return ErrNotOurs
+	}
+	return t.shares()
+}
+
 // shares reports whether the task sees our arena; [ErrNotShared] otherwise.
 func (t *Task) shares() error {
 	if t.link != (sharedMemory{}) {
