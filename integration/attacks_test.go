@@ -1,0 +1,499 @@
+package integration
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/integration/harness"
+	"golang.org/x/sys/unix"
+)
+
+// What the advisories of runtimes before us describe, done to this one. Whoever attacks has what they had: an image and a
+// config, or a container that shares a volume with one that is being created.
+
+// attackTime bounds a race.
+const attackTime = 3 * time.Second
+
+// mark makes a file in the root directory of the host that a container which gets out can see, and a script that looks for
+// it: below every mount, in the working directory and above it.
+func mark(e *harness.Env) (name, look string) {
+	e.Helper()
+	name = fmt.Sprintf("rsys-attack-%d", os.Getpid())
+	e.Must(os.WriteFile("/"+name, nil, 0o600), "make a mark")
+	e.Cleanup(func() { os.Remove("/" + name) })
+	return name, `for d in $(cut -d' ' -f5 /proc/self/mountinfo) . .. ../.. ../../.. ../../../.. ../../../../../..; do
+	[ -e $d/` + name + ` ] && echo "OUT by $d"
+done
+true`
+}
+
+// swap exchanges two names in a directory as fast as it can, with pauses that leave one way or the other for a while, until
+// the function that it returns is called. It tells how often.
+func swap(e *harness.Env, dir, a, b string) (stop func() int64) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	e.Must(err, "open %s", dir)
+	var n atomic.Int64
+	var over atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !over.Load() {
+			if unix.Renameat2(fd, a, fd, b, unix.RENAME_EXCHANGE) == nil {
+				n.Add(1)
+			}
+			if rand.IntN(300) == 0 {
+				time.Sleep(time.Duration(rand.IntN(5000)) * time.Microsecond)
+			}
+		}
+	})
+	return func() int64 {
+		if over.CompareAndSwap(false, true) {
+			wg.Wait()
+			unix.Close(fd)
+		}
+		return n.Load()
+	}
+}
+
+// attempts creates and runs containers until the time is over, and says how many of them came to run. Creating
+// or starting may fail; a container that runs must say nothing.
+func attempts(e *harness.Env, make func() *harness.Container) (tried, ran int) {
+	e.Helper()
+	for end := time.Now().Add(attackTime); time.Now().Before(end); tried++ {
+		c := make()
+		if c.TryCreate() != nil {
+			continue
+		}
+		if c.Task.Start(e.Ctx) != nil {
+			continue
+		}
+		got := c.Wait()
+		c.Delete()
+		ran++
+		if got.Stdout != "" {
+			e.Errorf("attempt %d: %+v", tried, got)
+			return tried, ran
+		}
+	}
+	return tried, ran
+}
+
+// refused tells that a container is not created, or does not start, and the error says why.
+func refused(e *harness.Env, c *harness.Container, why string) {
+	e.Helper()
+	err := c.TryCreate()
+	if err == nil {
+		err = c.Task.Start(e.Ctx)
+		if err == nil {
+			e.Errorf("it runs: %+v", c.Wait())
+			return
+		}
+	}
+	if !strings.Contains(err.Error(), why) {
+		e.Errorf("got %v, want %s", err, why)
+	}
+}
+
+func sum(e *harness.Env, path string) [32]byte {
+	e.Helper()
+	data, err := os.ReadFile(path)
+	e.Must(err, "read")
+	return sha256.Sum256(data)
+}
+
+// A container that overwrites the runtime's program by way of /proc/<pid>/exe.
+func TestAttack2019_5736(t *testing.T) {
+	e := start(t)
+	cfg, err := harness.FromEnv()
+	e.Must(err, "config")
+	shim := ""
+	for _, dir := range cfg.Path {
+		if p := filepath.Join(dir, "containerd-shim-rsys-v1"); shim == "" {
+			if _, err := os.Stat(p); err == nil {
+				shim = p
+			}
+		}
+	}
+	before := sum(e, shim)
+
+	// Its program is the runtime itself, or a script whose interpreter that is.
+	self := image(e, e.Container([]string{"/self"}, oci.WithPrivileged), func(root string) {
+		e.Must(os.Symlink("/proc/self/exe", root+"/self"), "symlink")
+		e.Must(os.WriteFile(root+"/script", []byte("#!/proc/self/exe\n"), 0o755), "write")
+	})
+	if self.TryCreate() == nil && self.Task.Start(e.Ctx) == nil {
+		self.Wait() // as the stub, which is sealed and finds nobody to serve
+	}
+
+	// Whatever shows up in its PID namespace it tries to write to, with all the rights that a container can have.
+	c := image(e, e.Container(harness.Sh("while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || { echo owned > $p/exe; echo owned > /proc/self/fd/3; } 3< $p/exe; done; done 2>/dev/null"),
+		oci.WithPrivileged, oci.WithAllCurrentCapabilities, oci.WithSeccompUnconfined), func(root string) {
+		e.Must(os.WriteFile(root+"/script", []byte("#!/proc/self/exe\n"), 0o755), "write")
+		e.Must(os.Symlink("/proc/self/exe", root+"/self"), "symlink")
+	}).Run()
+	n := 0
+	for end := time.Now().Add(attackTime); time.Now().Before(end); n++ {
+		args := [][]string{{"/script"}, {"/self"}, {"true"}}[n%3]
+		x := c.Exec(nil, c.Process(args))
+		if x.Process.Start(e.Ctx) == nil {
+			x.WaitExec()
+		} else {
+			x.Process.Delete(e.Ctx)
+		}
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+	if sum(e, shim) != before {
+		t.Fatal("the shim's program has been changed")
+	}
+	t.Logf("%d execs", n)
+}
+
+// An image's volume on /proc, so that what the runtime writes there is written to files of the attacker's.
+func TestAttack2019_16884(t *testing.T) {
+	e := start(t)
+	fake := e.TempDir()
+	e.Must(os.MkdirAll(fake+"/self/attr", 0o755), "mkdir")
+	e.Must(os.WriteFile(fake+"/self/attr/exec", nil, 0o666), "write")
+	for name, m := range map[string][]specs.Mount{
+		"a directory on /proc":         {{Source: fake, Destination: "/proc", Type: "bind", Options: []string{"rbind"}}},
+		"a tmpfs on /proc":             {{Source: "tmpfs", Destination: "/proc", Type: "tmpfs"}},
+		"a directory in /proc":         {{Source: fake, Destination: "/proc/self", Type: "bind", Options: []string{"rbind"}}},
+		"a tmpfs in /proc":             {{Source: "tmpfs", Destination: "/proc/sys", Type: "tmpfs"}},
+		"by a link of the image's":     {{Source: fake + "/self", Destination: "/to-proc/self", Type: "bind", Options: []string{"rbind"}}},
+		"by a link to it":              {{Source: fake, Destination: "/to-proc", Type: "bind", Options: []string{"rbind"}}},
+		"by a longer way":              {{Source: fake, Destination: "/tmp/../proc/./sys", Type: "bind", Options: []string{"rbind"}}},
+		"by a link with a longer way":  {{Source: fake, Destination: "/to-root/proc/sys", Type: "bind", Options: []string{"rbind"}}},
+		"a second procfs, and on that": {{Source: "proc", Destination: "/p", Type: "proc"}, {Source: fake, Destination: "/p/sys", Type: "bind", Options: []string{"rbind"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			refused(e, image(e, e.Container([]string{"true"}, oci.WithMounts(m)), func(root string) {
+				e.Must(os.Symlink("/proc", root+"/to-proc"), "symlink")
+				e.Must(os.Symlink("/", root+"/to-root"), "symlink")
+			}), "mounts[")
+		})
+	}
+	if left, _ := os.ReadFile(fake + "/self/attr/exec"); len(left) != 0 {
+		t.Errorf("something was written: %q", left)
+	}
+}
+
+// An image whose /proc or /sys is a link, so that procfs is mounted elsewhere and the container has its own files on /proc;
+// CVE-2023-27561 is the same with a link into a volume, and CVE-2023-28642 with other ways to name it.
+func TestAttack2019_19921(t *testing.T)  { linkedProc(t, "evil") }
+func TestAttack2023_27561(t *testing.T)  { linkedProc(t, "/vol/fake") }
+func TestAttack2023_28642a(t *testing.T) { linkedProc(t, "../../vol/../vol/fake") }
+
+func linkedProc(t *testing.T, target string) {
+	for _, name := range []string{"proc", "sys"} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			vol := e.TempDir()
+			e.Must(os.MkdirAll(vol+"/fake/self/attr", 0o755), "mkdir")
+			c := e.Container([]string{"true"}, change(func(s *oci.Spec) {
+				s.Mounts = append([]specs.Mount{{Source: vol, Destination: "/vol", Type: "bind", Options: []string{"rbind"}}}, s.Mounts...)
+			}))
+			refused(e, image(e, c, func(root string) {
+				e.Must(os.RemoveAll(filepath.Join(root, name)), "remove")
+				e.Must(os.MkdirAll(root+"/evil", 0o755), "mkdir")
+				e.Must(os.Symlink(target, filepath.Join(root, name)), "symlink")
+			}), "(/"+name+"): openat2: ")
+		})
+	}
+}
+
+func TestAttack2023_28642(t *testing.T) {
+	for _, dest := range []string{"/proc/", "//proc", "/tmp/../proc", "proc", "./proc/."} {
+		e := start(t)
+		vol := e.TempDir()
+		c := e.Container([]string{"true"}, change(func(s *oci.Spec) {
+			for i := range s.Mounts {
+				if s.Mounts[i].Type == "proc" {
+					s.Mounts[i].Destination = dest
+				}
+			}
+			s.Mounts = append([]specs.Mount{{Source: vol, Destination: "/vol", Type: "bind", Options: []string{"rbind"}}}, s.Mounts...)
+		}))
+		refused(e, image(e, c, func(root string) {
+			e.Must(os.RemoveAll(root+"/proc"), "remove")
+			e.Must(os.Symlink("/vol", root+"/proc"), "symlink")
+		}), "openat2: ")
+	}
+}
+
+// Names in a shared volume are exchanged with links that lead out while mounts are made below them.
+func TestAttack2021_30465(t *testing.T) {
+	e := start(t)
+	vol := e.TempDir()
+	_, look := mark(e)
+	e.Must(os.MkdirAll(vol+"/a/x", 0o777), "mkdir")
+	e.Must(os.MkdirAll(vol+"/b/x", 0o777), "mkdir")
+	e.Must(os.Symlink("/", vol+"/a-link"), "symlink")
+	e.Must(os.Symlink("../../../../../../../..", vol+"/b-link"), "symlink")
+	stops := []func() int64{swap(e, vol, "a", "a-link"), swap(e, vol, "b", "b-link")}
+	defer func() {
+		for _, s := range stops {
+			s()
+		}
+	}()
+	mounts := []specs.Mount{{Source: vol, Destination: "/vol", Type: "bind", Options: []string{"rbind", "rw"}}}
+	for i := range 20 {
+		mounts = append(mounts,
+			specs.Mount{Source: vol, Destination: fmt.Sprintf("/vol/a/x/%d", i), Type: "bind", Options: []string{"rbind"}},
+			specs.Mount{Source: "tmpfs", Destination: fmt.Sprintf("/vol/b/x/%d", i), Type: "tmpfs"})
+	}
+	tried, ran := attempts(e, func() *harness.Container { return e.Container(harness.Sh(look), oci.WithMounts(mounts)) })
+	for _, s := range stops {
+		t.Logf("%d exchanges", s())
+	}
+	t.Logf("%d containers, of which %d ran", tried, ran)
+}
+
+// The runtime's making of mount points is led to a directory of the host's by a link that comes and goes.
+func TestAttack2024_45310(t *testing.T) {
+	e := start(t)
+	vol, host := e.TempDir(), e.TempDir()
+	e.Must(os.MkdirAll(vol+"/dir", 0o777), "mkdir")
+	e.Must(os.Symlink(host, vol+"/link"), "symlink")
+	stop := swap(e, vol, "dir", "link")
+	defer stop()
+	mounts := []specs.Mount{{Source: vol, Destination: "/vol", Type: "bind", Options: []string{"rbind", "rw"}}}
+	for i := range 20 {
+		mounts = append(mounts, specs.Mount{Source: "/etc/hostname", Destination: fmt.Sprintf("/vol/dir/new%d/sub/file", i), Type: "bind", Options: []string{"bind"}})
+	}
+	n := 0
+	tried, ran := attempts(e, func() *harness.Container {
+		n++
+		for i := range 20 {
+			mounts[1+i].Destination = fmt.Sprintf("/vol/dir/new%d-%d/sub/file", n, i)
+		}
+		cwd := fmt.Sprintf("/vol/dir/cwd%d/sub", n)
+		return e.Container([]string{"true"}, oci.WithMounts(mounts), oci.WithProcessCwd(cwd), change(func(s *oci.Spec) {
+			s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: fmt.Sprintf("/vol/dir/dev%d/null", n), Type: "c", Major: 1, Minor: 3})
+		}))
+	})
+	t.Logf("%d containers, of which %d ran, %d exchanges", tried, ran, stop())
+	if made, _ := os.ReadDir(host); len(made) != 0 {
+		t.Errorf("on the host there is now %v", made)
+	}
+}
+
+// What is executed must have no inheritable capabilities that nobody asked for.
+func TestAttack2022_29162(t *testing.T) {
+	e := start(t)
+	inherits := []string{"sed", "-n", "s/^CapInh:\t//p", "/proc/self/status"}
+	const none = "0000000000000000\n"
+	if got := e.Container(inherits).Finish(); got.Stdout != none {
+		t.Errorf("the container has %s", got.Stdout)
+	}
+	c := e.Container(harness.Sleep()).Run()
+	for name, change := range map[string]func(*specs.Process){
+		"an exec":           func(*specs.Process) {},
+		"an exec of a user": func(p *specs.Process) { p.User = specs.User{UID: 1000, GID: 1000} },
+		"an exec with a capability": func(p *specs.Process) {
+			p.Capabilities.Bounding = append(p.Capabilities.Bounding, "CAP_SYS_PTRACE")
+			p.Capabilities.Permitted = p.Capabilities.Bounding
+		},
+		"an exec that says no capabilities": func(p *specs.Process) { p.Capabilities = nil },
+	} {
+		if got := c.Exec(nil, c.Process(inherits, change)).StartExec().WaitExec(); got.Stdout != none {
+			t.Errorf("%s has %q", name, got.Stdout)
+		}
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+}
+
+// A working directory, or a program, that is named by a descriptor which the runtime has left open.
+func TestAttack2024_21626(t *testing.T) {
+	e := start(t)
+	_, look := mark(e)
+	linked := func(c *harness.Container) *harness.Container {
+		return image(e, c, func(root string) {
+			for fd := range 40 {
+				e.Must(os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), fmt.Sprintf("%s/to%d", root, fd)), "symlink")
+			}
+		})
+	}
+	c := linked(e.Container(harness.Sleep())).Run()
+	for fd := range 40 {
+		for _, cwd := range []string{fmt.Sprintf("/proc/self/fd/%d", fd), fmt.Sprintf("/to%d", fd), fmt.Sprintf("/proc/self/fd/%d/..", fd)} {
+			x := c.Exec(nil, c.Process(harness.Sh(look), func(p *specs.Process) { p.Cwd = cwd }))
+			if x.Process.Start(e.Ctx) != nil {
+				x.Process.Delete(e.Ctx)
+			} else if got := x.WaitExec(); got.Stdout != "" {
+				t.Errorf("exec in %s: %+v", cwd, got)
+			}
+		}
+		x := c.Exec(nil, c.Process([]string{fmt.Sprintf("/proc/self/fd/%d/../../../../bin/cat", fd), "/etc/hostname"}))
+		if x.Process.Start(e.Ctx) == nil {
+			t.Errorf("a program by descriptor %d: %+v", fd, x.WaitExec())
+		} else {
+			x.Process.Delete(e.Ctx)
+		}
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+	for fd := 3; fd < 15; fd++ {
+		cwd := fmt.Sprintf([]string{"/proc/self/fd/%d", "/to%d"}[fd%2], fd)
+		c := linked(e.Container(harness.Sh(look), oci.WithProcessCwd(cwd)))
+		if c.TryCreate() == nil && c.Task.Start(e.Ctx) == nil {
+			if got := c.Wait(); got.Stdout != "" {
+				t.Errorf("a container in %s: %+v", cwd, got)
+			}
+		}
+	}
+}
+
+// devVolume gives a container a /dev that is a volume, made by furnish.
+func devVolume(e *harness.Env, furnish func(dir string)) oci.SpecOpts {
+	dir := e.TempDir()
+	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
+		e.Must(syscall.Mknod(filepath.Join(dir, name), syscall.S_IFCHR|0o666, int(unix.Mkdev(1, minor))), "mknod")
+	}
+	e.Must(os.Mkdir(dir+"/pts", 0o755), "mkdir")
+	furnish(dir)
+	return change(func(s *oci.Spec) {
+		for i := range s.Mounts {
+			if s.Mounts[i].Destination == "/dev" {
+				s.Mounts[i] = specs.Mount{Source: dir, Destination: "/dev", Type: "bind", Options: []string{"rbind", "rw"}}
+			}
+		}
+		s.Linux.Devices = nil
+	})
+}
+
+// The null device that masked files are hidden behind is a link to what the attacker wants to write to.
+func TestAttack2025_31133(t *testing.T) {
+	masked := change(func(s *oci.Spec) { s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/secret") })
+	for name, target := range map[string]string{"a link to core_pattern": "/proc/sys/kernel/core_pattern", "a link to a file": "/etc/passwd", "a link to another device": "zero", "a link to nothing": "nothing"} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			refused(e, e.Container([]string{"true"}, masked, devVolume(e, func(dir string) {
+				e.Must(os.Remove(dir+"/null"), "remove")
+				e.Must(os.Symlink(target, dir+"/null"), "symlink")
+			})), "linux.maskedPaths")
+		})
+	}
+	t.Run("a race", func(t *testing.T) {
+		e := start(t)
+		vol := ""
+		opt := devVolume(e, func(dir string) {
+			vol = dir
+			e.Must(os.Symlink("/proc/sys/kernel/core_pattern", dir+"/link"), "symlink")
+		})
+		stop := swap(e, vol, "null", "link")
+		defer stop()
+		tried, ran := attempts(e, func() *harness.Container {
+			return e.Container(harness.Sh(`for p in /proc/keys /proc/timer_list; do [ -s $p ] && echo "NOT MASKED $p"; done
+cut -d' ' -f4 /proc/self/mountinfo | grep core_pattern
+true`), opt)
+		})
+		t.Logf("%d containers, of which %d ran, %d exchanges", tried, ran, stop())
+	})
+}
+
+// /dev/console, and the terminal that is mounted on it, are links of the attacker's.
+func TestAttack2025_52565(t *testing.T) {
+	const look = "cut -d' ' -f5 /proc/self/mountinfo | grep -e core_pattern -e passwd -e hostname; true"
+	for name, furnish := range map[string]func(e *harness.Env, dir string){
+		"the console is a link to core_pattern": func(e *harness.Env, dir string) {
+			e.Must(os.Symlink("/proc/sys/kernel/core_pattern", dir+"/console"), "symlink")
+		},
+		"the console is a link to a file": func(e *harness.Env, dir string) {
+			e.Must(os.Symlink("/etc/passwd", dir+"/console"), "symlink")
+		},
+		"the console is a link up": func(e *harness.Env, dir string) {
+			e.Must(os.Symlink("../etc/passwd", dir+"/console"), "symlink")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			c := e.Container(harness.Sh(look), withTerminal, devVolume(e, func(dir string) { furnish(e, dir) }))
+			c.IO.Terminal = true
+			refused(e, c, "process.terminal")
+		})
+	}
+	t.Run("no devpts", func(t *testing.T) {
+		e := start(t)
+		c := e.Container(harness.Sh(look), withTerminal, oci.WithoutMounts("/dev/pts"), devVolume(e, func(dir string) {
+			e.Must(os.Symlink("/proc/sys/kernel/core_pattern", dir+"/pts/ptmx"), "symlink")
+		}))
+		c.IO.Terminal = true
+		refused(e, c, "process.terminal")
+	})
+	t.Run("a race", func(t *testing.T) {
+		e := start(t)
+		vol := ""
+		opt := devVolume(e, func(dir string) {
+			vol = dir
+			e.Must(os.WriteFile(dir+"/console", nil, 0o600), "write")
+			e.Must(os.Symlink("/proc/sys/kernel/core_pattern", dir+"/link"), "symlink")
+		})
+		stop := swap(e, vol, "console", "link")
+		defer stop()
+		tried, ran := attempts(e, func() *harness.Container {
+			c := e.Container(harness.Sh(look), withTerminal, opt)
+			c.IO.Terminal = true
+			return c
+		})
+		t.Logf("%d containers, of which %d ran, %d exchanges", tried, ran, stop())
+	})
+}
+
+// What the runtime writes to /proc/sys is led to other files, by mounts on them or links that come and go.
+func TestAttack2025_52881(t *testing.T) {
+	t.Run("a mount", func(t *testing.T) {
+		e := start(t)
+		vol := e.TempDir()
+		e.Must(os.WriteFile(vol+"/f", nil, 0o666), "write")
+		for _, dest := range []string{"/proc/sys/net/ipv4/ip_forward", "/link/sys/net/ipv4/ip_forward", "/sys-link/net/ipv4/ip_forward"} {
+			refused(e, image(e, e.Container([]string{"true"}, withSysctl("net.ipv4.ip_forward", "1"), withMount(vol+"/f", dest, "bind", "bind")), func(root string) {
+				e.Must(os.Symlink("/proc", root+"/link"), "symlink")
+				e.Must(os.Symlink("/proc/sys", root+"/sys-link"), "symlink")
+			}), "mounts[")
+		}
+		if left, _ := os.ReadFile(vol + "/f"); len(left) != 0 {
+			t.Errorf("written: %q", left)
+		}
+	})
+	t.Run("a race", func(t *testing.T) {
+		e := start(t)
+		// A container of the attacker's swaps what leads to procfs in a volume of both.
+		vol := e.TempDir()
+		e.Must(os.MkdirAll(vol+"/dir/net/ipv4", 0o777), "mkdir")
+		e.Must(os.WriteFile(vol+"/dir/net/ipv4/ip_forward", nil, 0o666), "write")
+		e.Must(os.WriteFile(vol+"/fake", []byte("fake\n"), 0o666), "write")
+		e.Must(os.Symlink("/proc/sys", vol+"/link"), "symlink")
+		stop := swap(e, vol, "dir", "link")
+		defer stop()
+		script := `read v < /proc/sys/net/ipv4/ip_forward; [ "$v" = 1 ] || echo "ip_forward is $v"
+grep ' /proc/sys/net' /proc/self/mountinfo; true`
+		tried, ran := attempts(e, func() *harness.Container {
+			return e.Container(harness.Sh(script), withSysctl("net.ipv4.ip_forward", "1"), withMount(vol, "/vol", "bind", "rbind"),
+				withMount(vol+"/fake", "/vol/dir/net/ipv4/ip_forward", "bind", "bind"))
+		})
+		t.Logf("%d containers, of which %d ran, %d exchanges", tried, ran, stop())
+		for _, f := range []string{"dir", "link"} {
+			if st, err := os.Lstat(filepath.Join(vol, f)); err == nil && st.IsDir() {
+				if left, _ := os.ReadFile(filepath.Join(vol, f, "net/ipv4/ip_forward")); len(left) != 0 {
+					t.Errorf("written: %q", left)
+				}
+			}
+		}
+		if left, _ := os.ReadFile(vol + "/fake"); string(left) != "fake\n" {
+			t.Errorf("written: %q", left)
+		}
+	})
+}
