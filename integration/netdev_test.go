@@ -34,7 +34,7 @@ func TestNetworkDevicesAreMovedWithTheirAddresses(t *testing.T) {
 	ip(e, "addr", "add", "10.99.7.2/24", "broadcast", "10.99.7.255", "dev", "rsysa")
 	ip(e, "addr", "add", "10.99.8.2/32", "dev", "rsysa", "scope", "link")
 	ip(e, "link", "set", "rsysa", "up")
-	ip(e, "-6", "addr", "add", "fd00:99::2/64", "dev", "rsysa", "nodad")
+	ip(e, "-6", "addr", "add", "fd00:99::2/64", "dev", "rsysa")
 	c := e.Container(harness.Sh("ip -o addr | awk '{print $2,$3,$4}' | grep -v '^lo\\|inet6 fe80'", "cat /sys/class/net/*/flags", "ls /sys/class/net"),
 		netDevices(map[string]specs.LinuxNetDevice{"rsysa": {Name: "inside"}, "rsysb": {Name: "eth%d"}}))
 	got := c.Finish()

@@ -131,10 +131,12 @@ func TestALabelWithoutItsModuleIsRefused(t *testing.T) {
 		"linux.mountLabel":        func(s *oci.Spec) { s.Linux.MountLabel = "system_u:object_r:container_file_t:s0" },
 	} {
 		t.Run(field, func(t *testing.T) {
-			for _, there := range []string{"/sys/module/apparmor", "/sys/fs/selinux/enforce"} {
-				if _, err := os.Stat(there); err == nil {
-					t.Skip("this kernel has ", there)
-				}
+			there := "/sys/fs/selinux/enforce"
+			if strings.Contains(field, "apparmor") {
+				there = "/sys/module/apparmor/parameters/enabled"
+			}
+			if _, err := os.Stat(there); err == nil {
+				t.Skip("this kernel has ", there)
 			}
 			e := start(t)
 			err := e.Container([]string{"true"}, change(set)).TryCreate()
@@ -179,5 +181,28 @@ func TestLimitsAreThoseOfTheConfig(t *testing.T) {
 		if want := list[i]; !ok || len(f) < 2 || f[0] != fmt.Sprint(want.Soft) || f[1] != fmt.Sprint(want.Hard) {
 			t.Errorf("%s: %q, want %+v", n[1], f[:min(2, len(f))], want)
 		}
+	}
+}
+
+func TestTheAppArmorProfileIsTheOneAskedFor(t *testing.T) {
+	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err != nil || on[0] != 'Y' {
+		t.Skip("no AppArmor")
+	}
+	e := start(t)
+	profile := func(name string) oci.SpecOpts {
+		return change(func(s *oci.Spec) { s.Process.ApparmorProfile = name })
+	}
+	// There is one that needs not be loaded. That the kernel was told of it is seen by what it says to another.
+	c := e.Container(harness.Sh("cat /proc/self/attr/apparmor/current", "sleep 3600"), profile("unconfined")).Run()
+	e.Eventually("it tells", func() bool { return c.IO.Stdout.String() == "unconfined\n" })
+	if got := c.RunExec("cat", "/proc/self/attr/apparmor/current"); got.Stdout != "unconfined\n" {
+		t.Errorf("exec: got %+v", got)
+	}
+	err := e.Container([]string{"true"}, profile("rsys-there-is-none")).TryCreate()
+	if err == nil {
+		t.Fatal("a profile that is not loaded: no error")
+	}
+	if !peer() && !strings.Contains(err.Error(), "process.apparmorProfile (rsys-there-is-none): attr: write: ENOENT") {
+		t.Errorf("a profile that is not loaded: %v", err)
 	}
 }
