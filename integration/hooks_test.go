@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Hooks.Prestart is deprecated, and has to work all the same.
+
 package integration
 
 import (
