@@ -301,7 +301,7 @@ func (c *Child) monitor() {
 	}
 	// An error is of a process that is no child of ours; then its end is not known.
 	raw.Read(func(uintptr) bool {
-		return waitid(unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.pid != 0
+		return waitid(unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.ended()
 	})
 	c.at = time.Now()
 	c.leave(true)
@@ -465,6 +465,9 @@ type siginfo struct {
 	status                int32
 	_                     [100]byte
 }
+
+// ended tells an end from the stop of a process that a thread of ours traces.
+func (s *siginfo) ended() bool { return s.pid != 0 && s.code <= cldDumped }
 
 func (s *siginfo) waitid(pidfd, options int, usage *unix.Rusage) error {
 	*s = siginfo{}

@@ -29,7 +29,7 @@ const (
 	maxFD           = 1 << 30
 )
 
-var errDescription = errors.New("stub: bad description")
+var errDescription = errors.New("bad description")
 
 // readDescription reads a description from a stub's data socket. The other
 // end need not be a stub of ours, so nothing in it is believed: counts and

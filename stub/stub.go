@@ -110,7 +110,10 @@ type process struct {
 func (p process) reject() {
 	if p.pidfd == nil {
 		unix.Kill(p.pid, unix.SIGKILL)
-		unix.Wait4(p.pid, nil, 0, nil)
+		var status unix.WaitStatus
+		for _, err := unix.Wait4(p.pid, &status, 0, nil); err == unix.EINTR || err == nil && status.Stopped(); {
+			_, err = unix.Wait4(p.pid, &status, 0, nil)
+		}
 	}
 }
 
