@@ -224,7 +224,12 @@ func TestAShimThatIsKilledDuringCreateOrStartLeavesNothing(t *testing.T) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 			select {
-			case <-done: // an error or not, it was fast enough
+			case err := <-done:
+				if err != nil && c.Task == nil {
+					// A shim that containerd had not yet connected to is one that it does not ask to be deleted.
+					t.Logf("create: %v", err)
+					e.MayLeave("socket /run/containerd/s/")
+				}
 			case <-time.After(harness.Patience):
 				t.Fatal("create or start hangs")
 			}
