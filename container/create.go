@@ -248,20 +248,19 @@ func (r *run) joinCgroup(ctx context.Context, cg *cgroup.Cgroup) error {
 	if len(files) == 0 {
 		return nil
 	}
-	fds, err := r.task.Pass(ctx, files...)
-	if err != nil {
-		return err
-	}
-	var steps []call.Step
-	for _, fd := range fds {
-		steps = append(steps, call.Step{Call: call.Write(fd.Arg(), "0")}, call.Step{Call: call.Close(fd.Arg())})
-	}
-	join := r.task.NewRun()
-	defer join.Close()
-	err = join.Do(ctx, steps...)
+	join, err := r.task.PassAnd(ctx, files, func(fds []call.Arg) (steps []call.Step) {
+		for _, fd := range fds {
+			steps = append(steps, call.Step{Call: call.Write(fd, "0")}, call.Step{Call: call.Close(fd)})
+		}
+		return steps
+	})
 	var failed *rsys.StepError
-	if errors.As(err, &failed) {
-		return fmt.Errorf("%s: %w", files[failed.Index/2].Name(), err)
+	switch {
+	case err == nil:
+		join.Close()
+		return nil
+	case errors.As(err, &failed) && failed.Index >= 2:
+		return fmt.Errorf("%s: %w", files[(failed.Index-2)/2].Name(), err)
 	}
 	return err
 }

@@ -207,17 +207,16 @@ func (r *run) passStdio(ctx context.Context, stdio Stdio) error {
 	if len(files) == 0 {
 		return nil
 	}
-	fds, err := r.task.Pass(ctx, files...)
-	if err != nil {
-		return err
+	run, err := r.task.PassAnd(ctx, files, func(fds []call.Arg) (steps []call.Step) {
+		for i, fd := range fds {
+			steps = append(steps, call.Step{Call: call.Dup3(fd, to[i], 0)}, call.Step{Call: call.Close(fd)})
+		}
+		return steps
+	})
+	if err == nil {
+		run.Close()
 	}
-	var steps []call.Step
-	for i, fd := range fds {
-		steps = append(steps, call.Step{Call: call.Dup3(fd.Arg(), to[i], 0)}, call.Step{Call: call.Close(fd.Arg())})
-	}
-	dup := r.task.NewRun()
-	defer dup.Close()
-	return dup.Do(ctx, steps...)
+	return err
 }
 
 // abandon kills the child, if there is one.

@@ -91,25 +91,22 @@ func join(ctx context.Context, from *rsys.Task, way Way, do func(*rsys.Task) err
 
 // Spawn clones a task from the joiner, with new namespaces of flags.
 func (j *Joiner) Spawn(ctx context.Context, flags uint64, cgroup *os.File) (*rsys.Task, error) {
-	return spawn(ctx, j.task, flags, cgroup)
+	return spawn(ctx, j.task, flags, cgroup, nil)
 }
 
 // Outsider clones a task that is where the joiner is, outside the PID namespace
 // that its children will be born into.
 func (j *Joiner) Outsider(ctx context.Context, cgroup *os.File) (*rsys.Task, error) {
-	task, err := spawn(ctx, j.task, 0, cgroup)
-	if err != nil || j.pid == nil {
-		return task, err
-	}
-	pid, err := j.pid.Inherit(task)
-	if err == nil {
-		_, err = task.Call(ctx, call.Setns(pid.Arg(), unix.CLONE_NEWPID))
-	}
-	if err != nil {
-		task.Kill()
-		return nil, fmt.Errorf("joiner: %w", err)
-	}
-	return task, nil
+	return spawn(ctx, j.task, 0, cgroup, func(task *rsys.Task) ([]call.Step, error) {
+		if j.pid == nil {
+			return nil, nil
+		}
+		pid, err := j.pid.Inherit(task)
+		if err != nil {
+			return nil, err
+		}
+		return []call.Step{{Call: call.Setns(pid.Arg(), unix.CLONE_NEWPID)}}, nil
+	})
 }
 
 // Insider clones a task in all of the joiner's namespaces, the PID namespace too. There it
@@ -119,7 +116,7 @@ func (j *Joiner) Insider(ctx context.Context, cgroup *os.File) (*rsys.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	task, err := spawn(ctx, outsider, 0, cgroup)
+	task, err := spawn(ctx, outsider, 0, cgroup, nil)
 	outsider.Kill()
 	if _, waitErr := outsider.Child.Wait(ctx); waitErr != nil && err == nil {
 		task.Kill()
@@ -148,17 +145,29 @@ func (j *Joiner) Close(ctx context.Context) error {
 
 // Spawn clones a task from the stub, with new namespaces of flags.
 func Spawn(ctx context.Context, from *rsys.Task, flags uint64, cgroup *os.File) (*rsys.Task, error) {
-	return spawn(ctx, from, flags, cgroup)
+	return spawn(ctx, from, flags, cgroup, nil)
 }
 
-func spawn(ctx context.Context, from *rsys.Task, flags uint64, cgroup *os.File) (*rsys.Task, error) {
+// spawn clones a task and has it do its first steps: those that then gives, after one of our own.
+func spawn(ctx context.Context, from *rsys.Task, flags uint64, cgroup *os.File, then func(*rsys.Task) ([]call.Step, error)) (*rsys.Task, error) {
 	task, err := from.Clone(ctx, rsys.CloneConfig{Flags: flags | How(RoleInit, flags, 0, IsolationAuto).memory(), Cgroup: cgroup})
 	if err != nil {
 		return nil, err
 	}
 	// A process that has not yet become a container's is not to outlive us. Its
 	// program takes this back just before it execs.
-	if _, err := task.Call(ctx, call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(int(unix.SIGKILL)))); err != nil {
+	steps := []call.Step{{Call: call.Prctl(unix.PR_SET_PDEATHSIG, call.Int(int(unix.SIGKILL)))}}
+	if then != nil {
+		var more []call.Step
+		more, err = then(task)
+		steps = append(steps, more...)
+	}
+	if err == nil {
+		run := task.NewRun()
+		err = run.Do(ctx, steps...)
+		run.Close()
+	}
+	if err != nil {
 		task.Kill()
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,22 +120,20 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 
 // layCradle maps the cradle in the task, keeps our arena out of its children, and touches tid.
 func (t *Task) layCradle(ctx context.Context, cradle *Arena, tid uint64) (base uint64, err error) {
-	fds, err := t.Pass(ctx, cradle.File())
+	run, err := t.PassAnd(ctx, []*os.File{cradle.File()}, func(fds []call.Arg) []call.Step {
+		return []call.Step{
+			{Call: call.Mmap(call.Null, cradle.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, fds[0], 0)},
+			{Call: call.Close(fds[0])},
+			{Call: call.Call{Name: "madvise", Nr: unix.SYS_MADVISE, Args: []call.Arg{
+				call.Int(t.base), call.Int(t.arena.Size()), call.Int(unix.MADV_DONTFORK)}}},
+			{Call: touch(tid)},
+		}
+	})
 	if err != nil {
 		return 0, err
 	}
-	run := t.NewRun()
 	defer run.Close()
-	if err := run.Do(ctx,
-		call.Step{Call: call.Mmap(call.Null, cradle.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, fds[0].Arg(), 0)},
-		call.Step{Call: call.Close(fds[0].Arg())},
-		call.Step{Call: call.Call{Name: "madvise", Nr: unix.SYS_MADVISE, Args: []call.Arg{
-			call.Int(t.base), call.Int(t.arena.Size()), call.Int(unix.MADV_DONTFORK)}}},
-		call.Step{Call: touch(tid)},
-	); err != nil {
-		return 0, err
-	}
-	return uint64(run.Result(0).Value), nil
+	return uint64(run.Result(2).Value), nil
 }
 
 // nest prepares the robust futex and the trampoline of a process without a channel.

@@ -327,6 +327,29 @@ func (t *Task) Pass(ctx context.Context, files ...*os.File) ([]*FD, error) {
 	return t.received(run, 0, n), nil
 }
 
+// PassAnd gives the task descriptors and has it run steps that use them, all as one program. The
+// run that it returns, to be closed, has the steps' results, from index 2 on.
+func (t *Task) PassAnd(ctx context.Context, files []*os.File, use func(fds []call.Arg) []call.Step) (*Run, error) {
+	n := len(files)
+	fds := make([]call.Arg, n)
+	for i := range fds {
+		fds[i] = receivedFD(0, i)
+	}
+	steps := append([]call.Step{{Call: recvFDs(t.inlet.Arg(), n)}, {Call: expectFDs(0, n)}}, use(fds)...)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	run := t.NewRun()
+	err := run.requestWith(ctx, files, steps)
+	if err == nil {
+		err = run.finish(ctx, 0)
+	}
+	if err != nil {
+		run.Close()
+		return nil, err
+	}
+	return run, nil
+}
+
 // Kill kills the task's process; [Child.Wait] waits for its end. The task of a process
 // that has exec'd is to be left alone, its Child is what remains.
 func (t *Task) Kill() {
