@@ -23,6 +23,7 @@
 //   - [Run.Exec] ends in execve: the task leaves us, and its [Child] remains, an
 //     ordinary process to be signalled and waited for.
 //   - An [Arena] is the memory that we and our tasks both see.
+//     A task may do without, with a data socket for it: see [Config].
 //
 // Where the first task comes from is package stub's business: all that [NewTask] asks for is
 // a child process that runs the server's code.
@@ -34,7 +35,8 @@
 // process died before (a [DiedError] with its exit status and the call that it was at).
 // Three things work together. The futex monitor learns from the kernel when a
 // process gives up the memory it shared with us; the child monitor waits for
-// its pidfd; and the flags in /proc/pid/stat say whether a process has exec'd since its fork.
+// its pidfd; and the flags in /proc/pid/stat say whether a process has exec'd since its fork,
+// the name there whether a stub has.
 // Nothing is polled, no signal is handled, and no child but our own is ever waited for.
 //
 // # What can hang

@@ -52,6 +52,7 @@ type AddressSpace struct{ id uint64 }
 type Config struct {
 	Pid     int      // a child of ours; it becomes the task's to reap
 	Pidfd   *os.File // if it is not our child: its pidfd, of which a copy is taken
+	TID     int      // its thread ID in its own PID namespace, which its futex is to hold
 	Channel *os.File // our end of the channel, which is taken over
 	Inlet   *os.File // our end of the channel for descriptors; nil if it is Channel
 	FD      int      // its end of Channel
@@ -127,9 +128,6 @@ func (t *Task) adopt(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("shared memory: %w", err)
 	}
-	if err := memfd.Close(ctx, t); err != nil {
-		return fmt.Errorf("shared memory: %w", err)
-	}
 	t.base = uint64(addr)
 	if cfg.Data != nil {
 		base, err := t.Call(ctx, call.Mmap(call.Null, cfg.Arena.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, call.Int(-1), 0))
@@ -138,15 +136,15 @@ func (t *Task) adopt(ctx context.Context, cfg Config) (err error) {
 		}
 		t.base, t.link = uint64(base), &dataSocket{t.data, cfg.DataFD}
 	}
-	if err := t.registerFutex(ctx, shared, uint64(addr)); err != nil {
+	if err := t.registerFutex(ctx, shared, uint64(addr), cfg.TID, memfd); err != nil {
 		return fmt.Errorf("futex: %w", err)
 	}
 	return nil
 }
 
 // registerFutex gives a stub what tells when it execs or dies: a robust futex
-// in shared memory, mapped at base in it, and a name that execve takes away.
-func (t *Task) registerFutex(ctx context.Context, shared *Arena, base uint64) error {
+// in shared memory, mapped at base in it, and a name that execve takes away. It also closes the memfd.
+func (t *Task) registerFutex(ctx context.Context, shared *Arena, base uint64, tid int, memfd *FD) error {
 	nest, err := shared.Alloc(nestRequest)
 	if err != nil {
 		return err
@@ -155,21 +153,16 @@ func (t *Task) registerFutex(ctx context.Context, shared *Arena, base uint64) er
 	addr := base + uint64(nest.span.off)
 	putRobust(nest.Bytes(), addr)
 	c := t.Child
-	err = func() error {
-		// The kernel marks the word only if it holds the ID that the task has for itself.
-		tid, err := t.Call(ctx, call.Gettid())
-		if err != nil {
-			return err
-		}
-		word := nest.word(nestFutex + robustFutex)
-		word.Store(uint32(tid)&futexTIDMask | futexWaiters)
-		c.value = word.Load()
-		run := t.NewRun()
-		defer run.Close()
-		return run.Do(ctx,
-			call.Step{Call: call.Prctl(unix.PR_SET_NAME, call.String(mark))},
-			call.Step{Call: call.SetRobustList(call.Int(addr+nestFutex), robustHead)})
-	}()
+	// The kernel marks the word only if it holds the ID that the task has for itself.
+	word := nest.word(nestFutex + robustFutex)
+	word.Store(uint32(tid)&futexTIDMask | futexWaiters)
+	c.value = word.Load()
+	run := t.NewRun()
+	defer run.Close()
+	err = run.Do(ctx,
+		call.Step{Call: call.Close(memfd.Arg())},
+		call.Step{Call: call.Prctl(unix.PR_SET_NAME, call.String(mark))},
+		call.Step{Call: call.SetRobustList(call.Int(addr+nestFutex), robustHead)})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil && (c.died || c.execed) {
@@ -179,7 +172,7 @@ func (t *Task) registerFutex(ctx context.Context, shared *Arena, base uint64) er
 		nest.Free()
 		return err
 	}
-	c.nest, c.mark, c.word, c.adopted = nest, mark, nest.word(nestFutex+robustFutex), true
+	c.nest, c.mark, c.word, c.adopted = nest, mark, word, true
 	return nil
 }
 

@@ -1,6 +1,3 @@
-// Package stub starts the stub: a process of some kilobytes that runs
-// nothing but the server of package rsys, in an address space of its own. All
-// other tasks are cloned from it, so that nothing ever shares this process's memory.
 package stub
 
 import (
@@ -88,12 +85,8 @@ func (c Config) start(ctx context.Context, spawn func(exe, bootstrap *os.File) (
 	if err != nil {
 		return nil, err
 	}
-	if err := s.closeOthers(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("close inherited descriptors: %w", err), s.Close())
-	}
-	// So are its copies: one in sight of others, that has dropped its privileges, is not theirs to trace without CAP_SYS_PTRACE.
-	if _, err := s.Task.Call(ctx, call.Prctl(unix.PR_SET_DUMPABLE, call.Int(0))); err != nil {
-		return nil, errors.Join(fmt.Errorf("make it undumpable: %w", err), s.Close())
+	if err := s.seclude(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("seclude it: %w", err), s.Close())
 	}
 	return s, nil
 }
@@ -169,7 +162,7 @@ func (c Config) bootstrap(ctx context.Context, conn *os.File, p process) (_ *Stu
 	}
 	s.Description = desc
 	cfg := rsys.Config{
-		Pid: p.pid, Pidfd: p.pidfd, Channel: syscalls.near, Inlet: connection.near, FD: desc.SyscallFD, InletFD: desc.ConnectionFD,
+		Pid: p.pid, Pidfd: p.pidfd, TID: desc.Pid, Channel: syscalls.near, Inlet: connection.near, FD: desc.SyscallFD, InletFD: desc.ConnectionFD,
 		Entry: desc.Entry, Sigmask: desc.Sigmask, Arena: s.Arena, ArenaFD: desc.MemFD,
 	}
 	if c.Transport == DataSocket {
@@ -253,21 +246,23 @@ func (s *Stub) Exit(ctx context.Context, status int) error {
 	return nil
 }
 
-// closeOthers closes what the stub has inherited beside its own descriptors:
-// whoever started us may have left some without close-on-exec.
-func (s *Stub) closeOthers(ctx context.Context) error {
+// seclude closes what the stub has inherited beside its own descriptors: whoever started us may have
+// left some without close-on-exec. And it is made undumpable, as its copies will be: one in sight of
+// others, that has dropped its privileges, is not theirs to trace without CAP_SYS_PTRACE.
+func (s *Stub) seclude(ctx context.Context) error {
 	own := []int{s.Description.SyscallFD, s.Description.DataFD, s.Description.ConnectionFD}
 	slices.Sort(own)
+	steps := []call.Step{{Call: call.Prctl(unix.PR_SET_DUMPABLE, call.Int(0))}}
 	first := 3
 	for _, fd := range append(own, math.MaxInt32) {
 		if first < fd {
-			if _, err := s.Task.Call(ctx, call.CloseRange(uint32(first), uint32(fd-1), 0)); err != nil {
-				return err
-			}
+			steps = append(steps, call.Step{Call: call.CloseRange(uint32(first), uint32(fd-1), 0)})
 		}
 		first = fd + 1
 	}
-	return nil
+	run := s.Task.NewRun()
+	defer run.Close()
+	return run.Do(ctx, steps...)
 }
 
 // Close kills the stub, waits for its end, and closes the arena. A stub that
