@@ -23,6 +23,8 @@ func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 	if p.stdio, err = stdio.copy(); err != nil {
 		return nil, err
 	}
+	// The start will want it in a moment. If it can't be had, the start says why.
+	go c.keptJoiner(context.WithoutCancel(ctx))
 	return p, nil
 }
 
