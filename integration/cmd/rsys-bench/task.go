@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"io"
 	"sync/atomic"
 	"syscall"
@@ -96,9 +97,24 @@ func (b *bench) exec(ctx context.Context, c client.Container, task client.Task, 
 	return start, whole, err
 }
 
+// laterExecs are the medians of five execs.
+func (b *bench) laterExecs(ctx context.Context, c client.Container, task client.Task) (start, whole time.Duration, err error) {
+	var starts, wholes []time.Duration
+	for range 5 {
+		start, whole, err := b.exec(ctx, c, task, "true")
+		if err != nil {
+			return 0, 0, err
+		}
+		starts, wholes = append(starts, start), append(wholes, whole)
+	}
+	slices.Sort(starts)
+	slices.Sort(wholes)
+	return starts[2], wholes[2], nil
+}
+
 // times measures each step of a container's life.
 func (b *bench) times() error {
-	rows := []string{"create", "start", "create+start", "exec: start", "exec: to exit", "kill to exit event", "delete", "whole lifecycle"}
+	rows := []string{"create", "start", "create+start", "first exec: start", "first exec: to exit", "exec: start", "exec: to exit", "kill to exit event", "delete", "whole lifecycle"}
 	samples := map[string]map[string][]float64{}
 	err := b.each(func(name string, counts bool) error {
 		s, err := b.life(name)
@@ -122,7 +138,7 @@ func (b *bench) times() error {
 	return nil
 }
 
-func (b *bench) life(name string) (s [8]time.Duration, err error) {
+func (b *bench) life(name string) (s [10]time.Duration, err error) {
 	ctx, cancel := b.timeout(time.Minute)
 	defer cancel()
 	c, err := b.container(ctx, name, []string{"sleep", "3600"})
@@ -145,7 +161,12 @@ func (b *bench) life(name string) (s [8]time.Duration, err error) {
 	}
 	lap(1)
 	s[2] = s[0] + s[1]
+	// The first exec in a container pays for what the later ones find: it is told apart from
+	// what an exec probe costs, which is the median of those.
 	if s[3], s[4], err = b.exec(ctx, c, task, "true"); err != nil {
+		return s, err
+	}
+	if s[5], s[6], err = b.laterExecs(ctx, c, task); err != nil {
 		return s, err
 	}
 	exit, err := task.Wait(ctx)
@@ -159,13 +180,13 @@ func (b *bench) life(name string) (s [8]time.Duration, err error) {
 	if err := exited(ctx, events, errs, c.ID()); err != nil {
 		return s, err
 	}
-	lap(5)
+	lap(7)
 	<-exit
 	begin = time.Now()
 	if _, err := task.Delete(ctx); err != nil {
 		return s, fmt.Errorf("delete: %w", err)
 	}
-	lap(6)
-	s[7] = s[2] + s[4] + s[5] + s[6]
+	lap(8)
+	s[9] = s[2] + s[4] + s[7] + s[8]
 	return s, c.Delete(ctx, client.WithSnapshotCleanup)
 }
