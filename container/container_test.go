@@ -239,7 +239,7 @@ func TestAContextThatEndsUndoesACreation(t *testing.T) {
 			spec.Linux.Namespaces[i].Path = fifo
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_, err := r.Create(ctx, Config{ID: "x", Bundle: dir, Spec: spec})
 	if err == nil || !strings.Contains(err.Error(), "linux.namespaces[") || !strings.Contains(err.Error(), "in openat") {

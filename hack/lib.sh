@@ -81,13 +81,20 @@ build_module() {
 # libraries which no test uses. CRI stays in.
 containerd_tags=no_btrfs,no_devmapper,no_zfs,no_aufs,urfave_cli_no_docs
 
-get_containerd() { # VERSION
-	local mod=github.com/containerd/containerd
+# For another architecture it goes to that one's directory of the cache, and is
+# without runc's shim.
+get_containerd() { # VERSION [ARCHITECTURE]
+	local mod=github.com/containerd/containerd dir=containerd-$1 more=./cmd/containerd-shim-runc-v2
+	if [ -n "${2:-}" ]; then
+		dir=$2/$dir more=
+		mkdir -p "$RSYS_CACHE/$2"
+		local -x GOARCH=$2
+	fi
 	case $1 in 2.*) mod=$mod/v2 ;; esac
 	# containerd's own releases build the shim like this, without cgo.
-	CGO_ENABLED=0 build_module "containerd-$1" $mod "$1" -tags "$containerd_tags" \
+	CGO_ENABLED=0 build_module "$dir" $mod "$1" -tags "$containerd_tags" \
 		-ldflags "-s -w -X $mod/version.Version=$1 -X $mod/version.Package=$mod" \
-		./cmd/containerd ./cmd/ctr ./cmd/containerd-shim-runc-v2
+		./cmd/containerd ./cmd/ctr $more
 }
 
 get_runc() {
