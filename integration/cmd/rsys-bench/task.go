@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"io"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
