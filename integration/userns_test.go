@@ -150,6 +150,25 @@ func TestProcessesAreExecutedInAUserNamespace(t *testing.T) {
 	}
 }
 
+// A process is born into the container's cgroup by one that is outside; with cgroup v2's nsdelegate that is not
+// possible out of the container's cgroup namespace.
+func TestProcessesAreExecutedInACgroupNamespace(t *testing.T) {
+	e := start(t)
+	c := e.Container(harness.Sleep(), oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace})).Run()
+	for range 2 {
+		got := c.RunExec(harness.Sh("grep -vc ':/$' /proc/self/cgroup; readlink /proc/self/ns/cgroup")...)
+		if want := "0\n" + link(t, fmt.Sprintf("/proc/%d/ns/cgroup", c.Task.Pid())); got.Stdout != want {
+			t.Errorf("got %q, want %q\n%+v", got.Stdout, want, got)
+		}
+	}
+	joined := e.Container(harness.Sh("readlink /proc/self/ns/cgroup"), joining(specs.CgroupNamespace, fmt.Sprintf("/proc/%d/ns/cgroup", c.Task.Pid()))).Finish()
+	if want := link(t, fmt.Sprintf("/proc/%d/ns/cgroup", c.Task.Pid())); joined.Stdout != want {
+		t.Errorf("joined: got %q, want %q\n%+v", joined.Stdout, want, joined)
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+}
+
 func TestATerminalInAUserNamespaceBelongsToItsUser(t *testing.T) {
 	e := start(t)
 	for _, uid := range []uint32{0, 6000} {
@@ -253,7 +272,7 @@ func TestBindMountsAreIDMapped(t *testing.T) {
 			e.Must(os.WriteFile(filepath.Join(dir, "f"), nil, 0o644), "write")
 			sub := filepath.Join(dir, "sub")
 			e.Must(os.Mkdir(sub, 0o755), "mkdir")
-			e.Must(syscall.Mount("t", sub, "tmpfs", 0, ""), "mount")
+			e.Must(syscall.Mount(e.TempDir(), sub, "", syscall.MS_BIND, ""), "mount") // no tmpfs, which Linux can idmap from 6.3 on only
 			defer syscall.Unmount(sub, syscall.MNT_DETACH)
 			e.Must(os.WriteFile(filepath.Join(sub, "g"), nil, 0o644), "write")
 			var got harness.Exit

@@ -21,35 +21,44 @@ import (
 // A Joiner is a task that has joined namespaces to have children in them. It
 // is itself in no PID namespace but ours, so nobody in there sees it.
 type Joiner struct {
-	task *rsys.Task
-	pid  *rsys.FD // the PID namespace for outsiders' children; nil if there is none
+	task   *rsys.Task
+	pid    *rsys.FD // the PID namespace for outsiders' children; nil if there is none
+	cgroup *rsys.FD // the cgroup namespace for the children themselves; nil if there is none
 }
 
 // JoinProcess makes a joiner in namespaces of a process, those of the
 // CLONE_NEW* flags. In the process's mount namespace its root and working
-// directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join.
+// directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join, and the cgroup namespace
+// for all its children: with cgroup v2's nsdelegate nobody in one has a child in a cgroup of it without being there himself.
 func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flags uint64, isolation Isolation) (*Joiner, error) {
 	files := []*os.File{process.Pidfd()}
+	// By files of their own: to join by a pidfd one must be allowed to trace the process, which who is in a user
+	// namespace by then is not as long as that has not exec'd.
+	var late []string
 	if flags&unix.CLONE_NEWPID != 0 {
-		// By its own file: to join by a pidfd one must be allowed to trace the process, which who is in a user
-		// namespace by then is not as long as that has not exec'd.
-		ns, err := os.Open("/proc/" + strconv.Itoa(process.Pid()) + "/ns/pid")
+		late = append(late, "pid")
+	}
+	if flags&unix.CLONE_NEWCGROUP != 0 {
+		late = append(late, "cgroup")
+	}
+	for _, name := range late {
+		ns, err := os.Open("/proc/" + strconv.Itoa(process.Pid()) + "/ns/" + name)
 		if err != nil {
 			return nil, fmt.Errorf("joiner: %w", err)
 		}
 		defer ns.Close()
 		files = append(files, ns)
 	}
-	var pid *rsys.FD
+	handed := make(map[string]*rsys.FD)
 	j, err := join(ctx, from, How(RoleJoiner, 0, flags, isolation), func(task *rsys.Task) error {
 		fds, err := task.Pass(ctx, files...)
 		if err != nil {
 			return err
 		}
-		if len(fds) > 1 {
-			pid = fds[1]
+		for i, name := range late {
+			handed[name] = fds[1+i]
 		}
-		if others := flags &^ unix.CLONE_NEWPID; others != 0 {
+		if others := flags &^ (unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP); others != 0 {
 			if _, err := task.Call(ctx, call.Setns(fds[0].Arg(), int(others))); err != nil {
 				return err
 			}
@@ -57,7 +66,7 @@ func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flag
 		return fds[0].Close(ctx, task)
 	})
 	if err == nil {
-		j.pid = pid
+		j.pid, j.cgroup = handed["pid"], handed["cgroup"]
 	}
 	return j, err
 }
@@ -97,26 +106,44 @@ func (j *Joiner) Spawn(ctx context.Context, flags uint64, cgroup *os.File) (*rsy
 // Outsider clones a task that is where the joiner is, outside the PID namespace
 // that its children will be born into.
 func (j *Joiner) Outsider(ctx context.Context, cgroup *os.File) (*rsys.Task, error) {
-	return spawn(ctx, j.task, 0, cgroup, func(task *rsys.Task) ([]call.Step, error) {
-		if j.pid == nil {
-			return nil, nil
+	return spawn(ctx, j.task, 0, cgroup, enter(j.pid, j.cgroup))
+}
+
+// enter joins a PID and a cgroup namespace that a task has inherited, of which either may be nil.
+func enter(pid, cgroup *rsys.FD) func(*rsys.Task) ([]call.Step, error) {
+	return func(task *rsys.Task) (steps []call.Step, err error) {
+		for _, ns := range []struct {
+			fd   *rsys.FD
+			flag int
+		}{{pid, unix.CLONE_NEWPID}, {cgroup, unix.CLONE_NEWCGROUP}} {
+			if ns.fd == nil {
+				continue
+			}
+			fd, err := ns.fd.Inherit(task)
+			if err != nil {
+				return nil, err
+			}
+			steps = append(steps, call.Step{Call: call.Setns(fd.Arg(), ns.flag)})
 		}
-		pid, err := j.pid.Inherit(task)
-		if err != nil {
-			return nil, err
-		}
-		return []call.Step{{Call: call.Setns(pid.Arg(), unix.CLONE_NEWPID)}}, nil
-	})
+		return steps, nil
+	}
 }
 
 // Insider clones a task in all of the joiner's namespaces, the PID namespace too. There it
 // can be seen while it has the privileges that the joiner has.
 func (j *Joiner) Insider(ctx context.Context, cgroup *os.File) (*rsys.Task, error) {
-	outsider, err := j.Outsider(ctx, nil)
+	outsider, err := spawn(ctx, j.task, 0, nil, enter(j.pid, nil))
 	if err != nil {
 		return nil, err
 	}
-	task, err := spawn(ctx, outsider, 0, cgroup, nil)
+	ns := j.cgroup
+	if ns != nil {
+		ns, err = ns.Inherit(outsider)
+	}
+	var task *rsys.Task
+	if err == nil {
+		task, err = spawn(ctx, outsider, 0, cgroup, enter(nil, ns))
+	}
 	outsider.Kill()
 	if _, waitErr := outsider.Child.Wait(ctx); waitErr != nil && err == nil {
 		task.Kill()

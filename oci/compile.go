@@ -58,7 +58,7 @@ type compiler struct {
 	pidns *call.Arg // the PID namespace that the process is born into, for procfs
 
 	joined     [len(nsTypes)]bool // by the parent
-	pidFD      *call.Arg          // the PID namespace, open but not joined
+	handed     map[int]call.Arg   // namespaces that the parent has opened for the child to join
 	root       call.Arg           // the root directory's descriptor
 	late       []lateReadonly
 	sources    map[int]call.Arg    // of bind mounts, those that are open already

@@ -87,9 +87,9 @@ func (c *compiler) joinNamespaces() {
 	joined := func(i int) bool {
 		return c.ns[i].path != "" && !c.joined[i] && (nsTypes[i].name != specs.PIDNamespace || c.place != notBorn)
 	}
-	for i, t := range nsTypes {
-		if t.name == specs.PIDNamespace && c.pidFD != nil {
-			fds[i] = *c.pidFD
+	for i := range nsTypes {
+		if fd, open := c.handed[i]; open {
+			fds[i] = fd
 		} else if joined(i) {
 			c.at(c.ns[i].why, c.ns[i].path)
 			fds[i] = call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))

@@ -91,6 +91,7 @@ var timeClocks = []string{"monotonic", "boottime"}
 func (c *compiler) parentJoins(user bool) (userns call.Arg) {
 	var fds [len(nsTypes)]call.Arg
 	var list []int
+	c.handed = make(map[int]call.Arg)
 	for i, t := range nsTypes {
 		if c.ns[i].path == "" || t.name == specs.MountNamespace {
 			continue
@@ -99,9 +100,10 @@ func (c *compiler) parentJoins(user bool) (userns call.Arg) {
 		if user || t.name == specs.TimeNamespace || t.name == specs.PIDNamespace && !born {
 			c.at(c.ns[i].why, c.ns[i].path)
 			fds[i] = call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
-			if born {
-				// The child is to stay outside, and only what it bears be in it.
-				c.pidFD = &fds[i]
+			if born || t.name == specs.CgroupNamespace {
+				// With a birth the child is to stay outside of the PID namespace. And with cgroup v2's nsdelegate nobody in a
+				// cgroup namespace has a child in a cgroup of it without being there himself.
+				c.handed[i] = fds[i]
 				continue
 			}
 			c.joined[i] = true
