@@ -110,9 +110,10 @@ func TestExecsThatRaceWithTheEndOfTheirContainerFailCleanly(t *testing.T) {
 	}
 }
 
-// dyingNamespace says that the init was killed and not yet reaped: its PID namespace takes no more processes.
+// dyingNamespace says that the init was killed and not yet seen to be: its PID namespace takes no more
+// processes, and its files of /proc lead nowhere.
 func dyingNamespace(err error) bool {
-	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "killed by SIGKILL")
+	return strings.Contains(err.Error(), "/ns/pid") && errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "killed by SIGKILL")
 }
 
 func TestExecsWithALargeEnvironmentHaveRoom(t *testing.T) {
