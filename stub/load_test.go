@@ -21,7 +21,7 @@ import (
 )
 
 func execve(path string, args ...string) call.Step {
-	return call.Step{Call: call.Execve(path, append([]string{"x"}, args...), nil)}
+	return call.Step{Call: call.Execve(path, append([]string{path}, args...), nil)}
 }
 
 // fates are what can become of a stub; each says if it is taken for another.
