@@ -84,7 +84,7 @@ func TestAStubThatExecsAndEndsAtOnceHasExeced(t *testing.T) {
 	for range 50 {
 		s := startStub(t, stub.Config{})
 		run := s.Task.NewRun()
-		err := run.Exec(context.Background(), step(call.Execve("/bin/true", []string{"rsys-stub"}, nil)))
+		err := run.Exec(context.Background(), step(call.Execve("/bin/true", []string{"true"}, nil)))
 		if err != nil || !s.Task.Child.Execed() {
 			t.Fatalf("%v", err)
 		}

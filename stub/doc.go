@@ -68,7 +68,7 @@
 //
 // It is not our child. It can't be cloned ([rsys.ErrNotOurs]); its end is seen by its pidfd,
 // what it ended with is seen if its parent has not reaped it yet or the kernel is Linux 6.15 or later, and else not
-// known ([rsys.ExitStatus.Known]). A program whose server is missing or goes away exits with status 125.
+// known ([rsys.ExitStatus.Known]). A program whose server is missing or goes away exits with status 125, or dies of SIGPIPE.
 //
 // # Security
 //

@@ -88,7 +88,7 @@ func (s *Server) loop() {
 // with; its standard descriptors are the task's 0, 1 and 2; no other is closed.
 //
 // An error is about one caller, unless it is ctx's or [net.ErrClosed]. It is not
-// killed, just hung up on, and the program ends with status 125 when it is the stub's. A caller that is
+// killed, just hung up on, and the program ends with status 125, or of SIGPIPE, when it is the stub's. A caller that is
 // slow takes up to 10 seconds; Accept may be called by several goroutines at once.
 //
 // The process is not our child. That it has ended is seen by its pidfd; what it ended
