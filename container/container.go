@@ -101,8 +101,11 @@ func (p *Process) Close() error { return p.close() }
 // only compiled and checked here; the process is cloned by Start, so that Pid is 0 before.
 // terminal files are available after Start.
 func (c *Container) Exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
-	return c.exec(ctx, spec, stdio)
+	return c.ready(ctx).Exec(ctx, spec, stdio)
 }
+
+// Ready begins, in the background, with an Exec that is to come: [Ready.Exec], or [Ready.Close] if it does not.
+func (c *Container) Ready(ctx context.Context) *Ready { return c.ready(ctx) }
 
 // KillAll sends SIGKILL to every process in the container's cgroup, frozen ones too; any
 // other signal is sent to each once.

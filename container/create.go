@@ -35,9 +35,11 @@ type containerState struct {
 
 	isolation namespaces.Isolation
 
+	dropping sync.Mutex // held while the joiner is ended
 	joinerMu sync.Mutex
 	joiner   *namespaces.Joiner // kept between execs
 	ended    bool               // no joiner any more
+	pending  map[*Ready]struct{}
 }
 
 func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err error) {

@@ -3,12 +3,16 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rsys-io/rsys/namespaces"
 	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys"
 )
 
 func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
@@ -23,8 +27,6 @@ func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 	if p.stdio, err = stdio.copy(); err != nil {
 		return nil, err
 	}
-	// The start will want it in a moment. If it can't be had, the start says why.
-	go c.keptJoiner(context.WithoutCancel(ctx))
 	return p, nil
 }
 
@@ -35,7 +37,7 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 	r.shim = func(ctx context.Context, r *run, s *oci.Step) error {
 		switch s.Name {
 		case oci.CloneChild:
-			return c.cloneExec(ctx, r)
+			return p.cloneExec(ctx, r)
 		case oci.SendListener:
 			return c.sendListener(ctx, r, s, specs.StateRunning)
 		}
@@ -57,28 +59,37 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 	return nil
 }
 
-func (c *Container) cloneExec(ctx context.Context, r *run) error {
-	joiner, err := c.keptJoiner(ctx)
-	if err != nil {
-		return err
-	}
-	dir, err := c.cgroupDir()
-	if err != nil {
-		return err
-	}
-	if dir != nil {
-		defer dir.Close()
-	}
-	spawn := joiner.Outsider
+func (p *processState) cloneExec(ctx context.Context, r *run) (err error) {
+	var task *rsys.Task
 	if r.plan.Birth < 0 {
-		spawn = joiner.Insider
+		task, err = p.container.fromJoiner(ctx, (*namespaces.Joiner).Insider)
+	} else if task = p.ready.take(ctx); task == nil {
+		task, err = p.container.outsider(ctx)
 	}
-	task, err := spawn(ctx, dir)
 	if err != nil {
 		return err
 	}
 	r.cloned(task)
 	return nil
+}
+
+func (c *Container) outsider(ctx context.Context) (*rsys.Task, error) {
+	return c.fromJoiner(ctx, (*namespaces.Joiner).Outsider)
+}
+
+func (c *Container) fromJoiner(ctx context.Context, spawn func(*namespaces.Joiner, context.Context, *os.File) (*rsys.Task, error)) (*rsys.Task, error) {
+	joiner, err := c.keptJoiner(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := c.cgroupDir()
+	if err != nil {
+		return nil, err
+	}
+	if dir != nil {
+		defer dir.Close()
+	}
+	return spawn(joiner, ctx, dir)
 }
 
 // keptJoiner is the container's joiner, made at its first exec and again if it was killed.
@@ -99,16 +110,22 @@ func (c *Container) keptJoiner(ctx context.Context) (*namespaces.Joiner, error) 
 	return c.joiner, err
 }
 
-// dropJoiner ends the joiner, which holds the container's namespaces.
+// dropJoiner ends the joiner and what was cloned from it and never used. They hold the container's namespaces.
 func (c *Container) dropJoiner() {
+	c.dropping.Lock()
+	defer c.dropping.Unlock()
 	c.joinerMu.Lock()
-	defer c.joinerMu.Unlock()
 	c.ended = true
-	if c.joiner != nil {
+	joiner, pending := c.joiner, slices.Collect(maps.Keys(c.pending))
+	c.joiner = nil
+	c.joinerMu.Unlock()
+	for _, r := range pending {
+		r.Close()
+	}
+	if joiner != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 		defer cancel()
-		c.joiner.Close(ctx)
-		c.joiner = nil
+		joiner.Close(ctx)
 	}
 }
 

@@ -26,6 +26,7 @@ type processState struct {
 	container *Container
 	spec      *specs.Process
 	stdio     Stdio // copies, of a process that is yet to be cloned
+	ready     *Ready
 	done      chan struct{}
 	result    Exit
 
@@ -100,6 +101,7 @@ func (p *processState) start(ctx context.Context) error {
 		return fmt.Errorf("process was started already: %w", errdefs.ErrFailedPrecondition)
 	}
 	err := p.startRun(ctx, r)
+	p.ready.Close()
 	if err == nil {
 		err = r.poststart(ctx)
 	}
@@ -184,6 +186,7 @@ func (p *processState) close() error {
 		errs = append(errs, r.abandon(ctx))
 	}
 	p.stdio.close()
+	p.ready.Close()
 	if child == nil {
 		select {
 		case <-p.done:

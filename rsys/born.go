@@ -18,7 +18,26 @@ type Born struct {
 	Child *Child
 	Run   *Run // of the steps that the process runs by itself; their results are not to be trusted
 
-	cradle *Arena
+	cradle *cradle
+}
+
+// A cradle is what a task bears a process into: memory that is mapped in the task, and
+// a word of the task's own memory for the process's ID, where the process can't write.
+type cradle struct {
+	*Arena
+	base uint64 // in the task
+	tid  *Block
+}
+
+// Close frees what the task did not bear into.
+func (c *cradle) Close() error {
+	if c == nil {
+		return nil
+	}
+	if c.tid != nil {
+		c.tid.Free()
+	}
+	return c.Arena.Close()
 }
 
 // Birth is what a task is to bear.
@@ -52,20 +71,20 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 			size += argSize(&b.After[i].Args[j])
 		}
 	}
-	cradle, err := NewArena((size + 4095) &^ 4095)
-	if err != nil {
-		return nil, err
+	cradle := t.cradle.Swap(nil)
+	if cradle == nil || cradle.Size() < size {
+		cradle.Close()
+		if cradle, err = t.newCradle(ctx, size); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
 		if err != nil {
 			cradle.Close()
 		}
 	}()
-	// Where the kernel writes the process's ID: where the process can't.
-	tid, err := t.arena.Alloc(4)
-	if err != nil {
-		return nil, err
-	}
+	tid := cradle.tid
+	cradle.tid = nil
 	pid := 0
 	defer func() {
 		if pid == 0 || err != nil {
@@ -74,16 +93,12 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 			tid.Free()
 		}
 	}()
-	base, err := t.layCradle(ctx, cradle, t.address(tid))
-	if err != nil {
-		return nil, err
-	}
 	p := &Task{
-		arena: cradle, base: base, entry: t.entry, link: sharedMemory{}, fds: newFDTable(t.fds),
+		arena: cradle.Arena, base: cradle.base, entry: t.entry, link: sharedMemory{}, fds: newFDTable(t.fds),
 		mem: &AddressSpace{ids.Add(1)}, ns: t.ns.child(0), sigmask: t.sigmask,
 	}
 	born := &Born{Run: p.NewRun(), cradle: cradle}
-	nest, err := p.nest(cradle)
+	nest, err := p.nest(cradle.Arena)
 	if err != nil {
 		return nil, err
 	}
@@ -118,22 +133,50 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 	return born, nil
 }
 
-// layCradle maps the cradle in the task, keeps our arena out of its children, and touches tid.
-func (t *Task) layCradle(ctx context.Context, cradle *Arena, tid uint64) (base uint64, err error) {
-	run, err := t.PassAnd(ctx, []*os.File{cradle.File()}, func(fds []call.Arg) []call.Step {
+// LayCradle prepares the task for a [Run.Bear] whose steps take up to size bytes, ahead of it. The
+// task can't be cloned any more.
+func (t *Task) LayCradle(ctx context.Context, size int) error {
+	if err := t.canClone(); err != nil {
+		return fmt.Errorf("clone: %w", err)
+	}
+	c, err := t.newCradle(ctx, size)
+	if err != nil {
+		return err
+	}
+	t.cradle.Swap(c).Close()
+	return nil
+}
+
+// newCradle makes a cradle, maps it in the task, and keeps our arena out of the task's children.
+func (t *Task) newCradle(ctx context.Context, size int) (_ *cradle, err error) {
+	arena, err := NewArena((size + 4095) &^ 4095)
+	if err != nil {
+		return nil, err
+	}
+	c := &cradle{Arena: arena}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if c.tid, err = t.arena.Alloc(4); err != nil {
+		return nil, err
+	}
+	run, err := t.PassAnd(ctx, []*os.File{arena.File()}, func(fds []call.Arg) []call.Step {
 		return []call.Step{
-			{Call: call.Mmap(call.Null, cradle.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, fds[0], 0)},
+			{Call: call.Mmap(call.Null, arena.Size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, fds[0], 0)},
 			{Call: call.Close(fds[0])},
 			{Call: call.Call{Name: "madvise", Nr: unix.SYS_MADVISE, Args: []call.Arg{
 				call.Int(t.base), call.Int(t.arena.Size()), call.Int(unix.MADV_DONTFORK)}}},
-			{Call: touch(tid)},
+			{Call: touch(t.address(c.tid))},
 		}
 	})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer run.Close()
-	return uint64(run.Result(2).Value), nil
+	c.base = uint64(run.Result(2).Value)
+	return c, nil
 }
 
 // nest prepares the robust futex and the trampoline of a process without a channel.

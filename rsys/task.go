@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,8 @@ type Task struct {
 	mem     *AddressSpace
 	ns      Namespaces
 	sigmask Sigset
+
+	cradle atomic.Pointer[cradle] // for what it may bear
 
 	mu sync.Mutex // held from a request to its response
 }
@@ -347,6 +350,7 @@ func (t *Task) PassAnd(ctx context.Context, files []*os.File, use func(fds []cal
 // that has exec'd is to be left alone, its Child is what remains.
 func (t *Task) Kill() {
 	t.Child.kill(ErrGone)
+	t.cradle.Swap(nil).Close()
 	t.closeConns()
 }
 

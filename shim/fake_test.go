@@ -74,6 +74,9 @@ func (c *fakeContainer) note(call string) {
 func (c *fakeContainer) init() taskProcess  { return c.main }
 func (c *fakeContainer) warnings() []string { return []string{"what it does not know"} }
 
+func (c *fakeContainer) ready(context.Context) taskReady { return c }
+func (c *fakeContainer) Close()                          { c.note("ready closed") }
+
 func (c *fakeContainer) exec(_ context.Context, spec *specs.Process, _ container.Stdio) (taskProcess, error) {
 	if len(spec.Args) > 0 && spec.Args[0] == "bad" {
 		return nil, errors.New("bad spec")

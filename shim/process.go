@@ -49,6 +49,7 @@ type process struct {
 	mu    sync.Mutex
 	state state
 	p     taskProcess // nil before an exec's start
+	ready taskReady   // of an exec that is added, and was not started
 	pid   int
 	io    *processIO
 	size  *unix.Winsize // asked for before there was a terminal
@@ -123,11 +124,13 @@ func (p *process) startExec(ctx context.Context) (pid int, err error) {
 		close(p.done)
 		p.c.execs.Done()
 	}()
+	ready := p.takeReady()
 	pio, err := openIO(ctx, p.stdio, p.c.ioOptions())
 	if err != nil {
+		ready.Close()
 		return 0, fmt.Errorf("open the standard streams: %w", err)
 	}
-	tp, err := p.c.t.exec(ctx, p.spec, pio.stdio)
+	tp, err := ready.exec(ctx, p.spec, pio.stdio)
 	if err != nil {
 		pio.close()
 		return 0, err
@@ -155,6 +158,22 @@ func (p *process) startExec(ctx context.Context) (pid int, err error) {
 		p.c.execs.Done()
 	}()
 	return pid, nil
+}
+
+// expectStart has ready, of an exec that was added, what its start will need.
+func (p *process) expectStart(ctx context.Context) {
+	r := p.c.t.ready(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = r
+}
+
+func (p *process) takeReady() taskReady {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.ready
+	p.ready = nil
+	return r
 }
 
 // unknownExit is containerd's exit status for a process of which it knows none.
@@ -226,6 +245,9 @@ func (p *process) deleteExec() error {
 		return precondition("cannot delete a running process")
 	case deleted:
 		return notFound("cannot delete a deleted process")
+	}
+	if r := p.takeReady(); r != nil {
+		r.Close()
 	}
 	pio.drain(drainAtDelete)
 	pio.close()

@@ -20,7 +20,7 @@ type (
 	taskContainer interface {
 		init() taskProcess
 		warnings() []string
-		exec(context.Context, *specs.Process, container.Stdio) (taskProcess, error)
+		ready(context.Context) taskReady
 		KillAll(unix.Signal) error
 		Pids() ([]int, error)
 		Pause(context.Context) error
@@ -30,6 +30,10 @@ type (
 		OOM(context.Context) (<-chan struct{}, error)
 		SharesPID() bool
 		Delete(context.Context) error
+	}
+	taskReady interface {
+		exec(context.Context, *specs.Process, container.Stdio) (taskProcess, error)
+		Close()
 	}
 	taskProcess interface {
 		Pid() int
@@ -42,10 +46,11 @@ type (
 	}
 )
 
-// realRuntime and realContainer only turn package container's types into the interfaces.
+// realRuntime and the others only turn package container's types into the interfaces.
 type (
 	realRuntime   struct{ *container.Runtime }
 	realContainer struct{ *container.Container }
+	realReady     struct{ *container.Ready }
 )
 
 func (r realRuntime) create(ctx context.Context, cfg container.Config) (taskContainer, error) {
@@ -59,8 +64,10 @@ func (r realRuntime) create(ctx context.Context, cfg container.Config) (taskCont
 func (c realContainer) init() taskProcess  { return c.Init }
 func (c realContainer) warnings() []string { return c.Warnings }
 
-func (c realContainer) exec(ctx context.Context, spec *specs.Process, stdio container.Stdio) (taskProcess, error) {
-	p, err := c.Exec(ctx, spec, stdio)
+func (c realContainer) ready(ctx context.Context) taskReady { return realReady{c.Ready(ctx)} }
+
+func (r realReady) exec(ctx context.Context, spec *specs.Process, stdio container.Stdio) (taskProcess, error) {
+	p, err := r.Exec(ctx, spec, stdio)
 	if err != nil {
 		return nil, err
 	}

@@ -245,7 +245,7 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return &taskapi.DeleteResponse{Pid: uint32(pid), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
 }
 
-func (s *service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
 	c, err := s.container(r.ID)
 	if err != nil {
 		return nil, err
@@ -261,14 +261,15 @@ func (s *service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*empty
 		return nil, invalid("exec: process spec: %v", err)
 	}
 	spec.Terminal = r.Terminal
-	err = c.addExec(&process{
+	p := &process{
 		c: c, execID: r.ExecID, spec: spec,
 		stdio: stdioPaths{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		done:  make(chan struct{}),
-	})
-	if err != nil {
+	}
+	if err := c.addExec(p); err != nil {
 		return nil, err
 	}
+	p.expectStart(ctx)
 	s.events.send(topicExecAdded, &eventsapi.TaskExecAdded{ContainerID: c.id, ExecID: r.ExecID})
 	return empty, nil
 }
