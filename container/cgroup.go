@@ -63,7 +63,7 @@ func (c *Container) delete(ctx context.Context) error {
 		return err
 	}
 	c.runPoststop(ctx)
-	return nil
+	return c.removeHostRootfs()
 }
 
 // cgroupMark is a file in the bundle that says that the container's cgroup is its own. A
@@ -97,9 +97,14 @@ func (c *Container) removeCgroup() error {
 	return nil
 }
 
-// cleanup works from config.json: what a container has beyond its processes, its
-// cgroup, can be told from there. Processes that had not become the container's die with the shim.
 func cleanup(ctx context.Context, id, bundle string, systemd bool) (Exit, error) {
+	exit, err := cleanupProcesses(ctx, id, bundle, systemd)
+	return exit, errors.Join(err, unmountHostRootfs(bundle))
+}
+
+// cleanupProcesses works from config.json: what a container has beyond its processes, its
+// cgroup, can be told from there. Processes that had not become the container's die with the shim.
+func cleanupProcesses(ctx context.Context, id, bundle string, systemd bool) (Exit, error) {
 	exit := Exit{Status: 128 + uint32(unix.SIGKILL), At: time.Now()}
 	config, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if errors.Is(err, os.ErrNotExist) {

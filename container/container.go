@@ -32,6 +32,10 @@ type Mount struct {
 // apart before they exec: "auto", or "always", with which not even a joiner shares memory with the stub.
 const IsolationAnnotation = "io.rsys.isolation"
 
+// HostRootfsAnnotation is the config's annotation, "true" or "false", that says whether the root file system is to be mounted at the
+// bundle's rootfs on the host too, for tools that look there.
+const HostRootfsAnnotation = "io.rsys.rootfs-on-host"
+
 // Config is a container to be created.
 type Config struct {
 	ID            string
@@ -41,6 +45,8 @@ type Config struct {
 	SystemdCgroup bool
 	NoPivotRoot   bool
 	NoNewKeyring  bool
+	Isolation     string // as [IsolationAnnotation]; of the two the stricter holds
+	HostRootfs    bool   // unless [HostRootfsAnnotation] says otherwise
 	Stdio         Stdio
 }
 

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rsys-io/rsys/cgroup"
@@ -30,6 +29,7 @@ type containerState struct {
 	spec    *specs.Spec
 	cgroup  *cgroup.Cgroup
 	made    bool            // the cgroup is ours
+	shown   bool            // the root file system is mounted on the host
 	seccomp *seccomp.Filter // compiled, for the execs
 	poststop
 
@@ -50,9 +50,12 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	req := request(cfg.Stdio)
 	req.ID, req.Bundle, req.NoPivotRoot, req.NoNewKeyring = cfg.ID, cfg.Bundle, cfg.NoPivotRoot, cfg.NoNewKeyring
 	req.Cgroup, req.Born = cg.Path(), bornUnprivileged
-	isolation, err := namespaces.ParseIsolation(cfg.Spec.Annotations[IsolationAnnotation])
+	isolation, err := cfg.isolation()
 	if err != nil {
-		return nil, fmt.Errorf("annotations[%s]: %w: %w", IsolationAnnotation, err, errdefs.ErrInvalidArgument)
+		return nil, err
+	}
+	if req.HostRootfs, err = cfg.hostRootfs(); err != nil {
+		return nil, err
 	}
 	for _, m := range cfg.Rootfs {
 		req.Rootfs = append(req.Rootfs, oci.Mount(m))
@@ -80,6 +83,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 			}
 			err = errors.Join(err, run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
 			c.runPoststop(context.WithoutCancel(ctx))
+			err = errors.Join(err, c.removeHostRootfs())
 		}
 	}()
 	created := run.phase(oci.Start)
@@ -140,6 +144,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
+	case oci.HostRootfs:
+		return k.c.mountHostRootfs(r, s)
 	case oci.RdtCreate:
 		return hostResctrl.create(argString(s.Args[0]), s.Args[1].Int != 0, argString(s.Args[2]), argString(s.Args[3]))
 	case oci.MoveNetDevice:

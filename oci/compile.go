@@ -13,6 +13,7 @@ type Request struct {
 	ID, Bundle   string
 	Rootfs       []Mount
 	NoPivotRoot  bool
+	HostRootfs   bool            // the root file system is also to be seen on the host, at the bundle's rootfs
 	NoNewKeyring bool            // the process gets the session keyring of the shim
 	Fifos        [3]bool         // standard files that are to belong to the process's user
 	Null         [3]bool         // standard files that are the host's null device

@@ -44,6 +44,7 @@ const (
 	CopyUp        = "copyup"        // copy what is in the child's directory argument 0 into argument 1, by its system calls
 	RdtCreate     = "rdt.create"    // make the resctrl class argument 0, if argument 1 is not 0, with the schemata argument 2 and the monitoring group argument 3
 	RdtJoin       = "rdt.join"      // move the child into the resctrl class argument 0 and its monitoring group argument 1
+	HostRootfs    = "rootfs.host"   // mount the child's or parent's detached mount argument 0 at the bundle's rootfs, on the host
 	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 

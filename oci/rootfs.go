@@ -70,6 +70,7 @@ func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 				return dir, false, err
 			}
 		}
+		c.showOnHost(mounted)
 	}
 	root := c.rootPath()
 	c.at("root.path", root)
@@ -77,6 +78,17 @@ func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 		return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0))), true, nil
 	}
 	return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir, 0))), false, nil
+}
+
+// showOnHost gives the shim a copy of the root file system's mounts, which it alone can put into the host's table.
+func (c *compiler) showOnHost(mounted string) {
+	if !c.req.HostRootfs {
+		return
+	}
+	c.at("rootfs", mounted)
+	tree := call.ResultOf(c.do(call.OpenTree(call.CWD, mounted, treeClone|unix.AT_RECURSIVE)))
+	c.shim(HostRootfs, tree)
+	c.close(tree)
 }
 
 // openShared opens the sources of the bind mounts whose events are to be seen on the host as well. That has to

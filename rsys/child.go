@@ -200,7 +200,7 @@ func (c *Child) Signal(sig unix.Signal) error {
 	return err
 }
 
-// Fetch is a copy, made non-blocking, of a descriptor of the process:
+// Fetch is a copy, made non-blocking unless it is one of O_PATH, of a descriptor of the process:
 // pidfd_getfd(2), Linux 5.6.
 func (c *Child) Fetch(fd int) (*os.File, error) {
 	raw, err := c.pidfd.SyscallConn()
@@ -212,7 +212,7 @@ func (c *Child) Fetch(fd int) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_getfd", err)
 	}
-	if err := unix.SetNonblock(n, true); err != nil {
+	if err := unix.SetNonblock(n, true); err != nil && err != unix.EBADF { // O_PATH
 		unix.Close(n)
 		return nil, os.NewSyscallError("fcntl", err)
 	}

@@ -6,32 +6,43 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
+	"sync"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/rsys-io/rsys/namespaces"
+	"github.com/rsys-io/rsys/shim/bootstrap"
 )
 
-// parseOptions reads the options that a create request or -info came with: runc's, so that a node's
-// configuration moves over as it is. CRI knows their type for runc's own shim only and sends
-// any other the same settings as TOML, in the generic options.
-//
-// Heeded are SystemdCgroup, NoPivotRoot, NoNewKeyring, IoUid, IoGid and, by the start verb, which
-// sees runc's type only, ShimCgroup. Without meaning here, and ignored: Root (there is no state directory),
-// the criu paths (checkpoints are refused), the task API's address and version. BinaryName is
-// refused: whoever set it would run another runtime than they think.
-func parseOptions(a *anypb.Any) (*runcoptions.Options, error) {
-	opts := new(runcoptions.Options)
+// options are what a create request or -info came with: runc's, so that a node's configuration moves over as it is, and a few of
+// our own, which only TOML has a place for.
+type options struct {
+	*runcoptions.Options
+	// Isolation is that of all containers, as their annotation has it.
+	Isolation string
+	// RootfsOnHost has each container's root file system mounted at its bundle's rootfs on the host as well.
+	RootfsOnHost bool
+	// LogLevel is the shim's. It is the start verb that heeds it.
+	LogLevel string
+}
+
+// parseOptions reads them. CRI knows runc's type for runc's own shim only and sends any other the same settings as
+// TOML, in the generic options.
+func parseOptions(a *anypb.Any) (*options, error) {
+	opts := &options{Options: new(runcoptions.Options)}
 	if a == nil || len(a.Value) == 0 {
 		return opts, nil
 	}
 	switch name := a.TypeUrl[strings.LastIndexByte(a.TypeUrl, '/')+1:]; name {
 	case "containerd.runc.v1.Options":
-		if err := proto.Unmarshal(a.Value, opts); err != nil {
+		// containerd itself heeds the task API's address and version, before there is a request.
+		if err := proto.Unmarshal(a.Value, opts.Options); err != nil {
 			return nil, invalid("options: %s: %v", name, err)
 		}
 	case "runtimeoptions.v1.Options":
@@ -47,84 +58,81 @@ func parseOptions(a *anypb.Any) (*runcoptions.Options, error) {
 			}
 			body = data
 		}
-		if err := parseTOML(string(body), opts); err != nil {
-			return nil, err
+		if err := bootstrap.EachSetting(string(body), opts.set); err != nil {
+			return nil, invalid("options: %v", err)
 		}
 	default:
 		return nil, invalid("options: unknown type %q", a.TypeUrl)
 	}
-	if b := opts.BinaryName; b != "" {
-		return nil, invalid("options: BinaryName %q: this runtime has no binary behind it", b)
-	}
-	return opts, nil
+	return opts, opts.check()
 }
 
-// parseTOML reads a flat table of runc's options. Keys are compared as containerd's TOML decoder
-// does it, without regard to case; those of other runtimes are left alone.
-func parseTOML(body string, opts *runcoptions.Options) error {
-	for n, line := range strings.Split(body, "\n") {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
+// set takes a key of the TOML. Those of other runtimes are left alone.
+func (o *options) set(key, value string) (err error) {
+	switch key {
+	case "systemdcgroup":
+		o.SystemdCgroup, err = bootstrap.ParseBool(value)
+	case "nopivotroot":
+		o.NoPivotRoot, err = bootstrap.ParseBool(value)
+	case "nonewkeyring":
+		o.NoNewKeyring, err = bootstrap.ParseBool(value)
+	case "iouid":
+		o.IoUid, err = bootstrap.ParseID(value)
+	case "iogid":
+		o.IoGid, err = bootstrap.ParseID(value)
+	case "binaryname":
+		o.BinaryName, err = bootstrap.ParseText(value)
+	case "shimcgroup":
+		o.ShimCgroup, err = bootstrap.ParseText(value)
+	case "root":
+		o.Root, err = bootstrap.ParseText(value)
+	case "taskapiaddress":
+		var address string
+		if address, err = bootstrap.ParseText(value); address != "" {
+			err = errTaskAPI
 		}
-		if line[0] == '[' {
-			return nil // what is in tables is none of these
+	case "taskapiversion":
+		var version uint32
+		if version, err = bootstrap.ParseID(value); version != 0 {
+			err = errTaskAPI
 		}
-		key, value, ok := strings.Cut(line, "=")
-		if !ok {
-			return invalid("options: line %d of the TOML: no value", n+1)
-		}
-		key = strings.Trim(strings.TrimSpace(key), `"'`)
-		value = strings.TrimSpace(value)
-		var err error
-		switch strings.ToLower(strings.ReplaceAll(key, "_", "")) {
-		case "systemdcgroup":
-			opts.SystemdCgroup, err = strconv.ParseBool(tomlScalar(value))
-		case "nopivotroot":
-			opts.NoPivotRoot, err = strconv.ParseBool(tomlScalar(value))
-		case "nonewkeyring":
-			opts.NoNewKeyring, err = strconv.ParseBool(tomlScalar(value))
-		case "iouid":
-			err = tomlID(value, &opts.IoUid)
-		case "iogid":
-			err = tomlID(value, &opts.IoGid)
-		case "binaryname":
-			opts.BinaryName, err = tomlString(value)
-		case "shimcgroup":
-			opts.ShimCgroup, err = tomlString(value)
-		}
-		if err != nil {
-			return invalid("options: %s: %v", key, err)
+	case "isolation":
+		o.Isolation, err = bootstrap.ParseText(value)
+	case "rootfsonhost":
+		o.RootfsOnHost, err = bootstrap.ParseBool(value)
+	case "loglevel":
+		o.LogLevel, err = bootstrap.ParseText(value)
+	}
+	return err
+}
+
+var errTaskAPI = errors.New("containerd takes it from runc's options type only, not from TOML")
+
+// check refuses what can't be done as it is asked for.
+func (o *options) check() error {
+	if b := o.BinaryName; b != "" {
+		// Whoever set it would run another runtime than they think.
+		return invalid("options: BinaryName %q: this runtime has no binary behind it", b)
+	}
+	if _, err := namespaces.ParseIsolation(o.Isolation); err != nil {
+		return invalid("options: Isolation: %v", err)
+	}
+	if o.LogLevel != "" {
+		if _, err := logrus.ParseLevel(o.LogLevel); err != nil {
+			return invalid("options: LogLevel: %v", err)
 		}
 	}
 	return nil
 }
 
-func tomlScalar(v string) string {
-	v, _, _ = strings.Cut(v, "#")
-	return strings.TrimSpace(v)
+// tellOfRoot says once that the option Root has no effect: it is where runc keeps its state, of which there is none here.
+func (o *options) tellOfRoot() {
+	if o.Root != "" {
+		rootTold.Do(func() { log.L.Warnf("options: Root %s: this runtime keeps no state, and puts nothing there", o.Root) })
+	}
 }
 
-func tomlID(v string, to *uint32) error {
-	n, err := strconv.ParseUint(strings.ReplaceAll(tomlScalar(v), "_", ""), 0, 32)
-	*to = uint32(n)
-	return err
-}
-
-func tomlString(v string) (string, error) {
-	if len(v) > 1 && v[0] == '\'' {
-		s, _, ok := strings.Cut(v[1:], "'")
-		if !ok {
-			return "", strconv.ErrSyntax
-		}
-		return s, nil
-	}
-	quoted, err := strconv.QuotedPrefix(v)
-	if err != nil || quoted[0] != '"' {
-		return "", strconv.ErrSyntax
-	}
-	return strconv.Unquote(quoted)
-}
+var rootTold sync.Once
 
 // optionsFile keeps, in the bundle, what the delete verb must know of a dead shim's container. It has runc's
 // shim's name and form.
@@ -135,7 +143,7 @@ type savedOptions struct {
 }
 
 // saveOptions writes the file only if it would say something.
-func saveOptions(bundle string, opts *runcoptions.Options) error {
+func saveOptions(bundle string, opts *options) error {
 	if !opts.SystemdCgroup {
 		return nil
 	}

@@ -3,6 +3,7 @@ package shim
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -10,11 +11,14 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/rsys-io/rsys/shim/bootstrap"
 )
 
 func TestOptions(t *testing.T) {
-	want := &runcoptions.Options{SystemdCgroup: true, NoPivotRoot: true, IoUid: 1000, IoGid: 1001, ShimCgroup: "/a b"}
-	const body = "  SystemdCgroup = true # yes\n'NoPivotRoot' = true\nIoUid=1_000\nIoGid = 0x3e9\nShimCgroup = \"/a b\"\nCriuPath = 'x'\n[more]\nIoUid = 3\n"
+	want := &runcoptions.Options{SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUid: 1000, IoGid: 1001, ShimCgroup: "/a b", Root: "/r"}
+	const body = "  SystemdCgroup = true # yes\n'NoPivotRoot' = true\nno_new_keyring = true\nIoUid=1_000\nIoGid = 0x3e9\nShimCgroup = \"/a b\"\n" +
+		"Root = '/r' # none\nSomeones = [\n  'IoUid = 4',\n]\nMore = \"\"\"\nIoUid = 5\n\"\"\"\nTaskApiAddress = ''\n[more]\nIoUid = 3\n"
 	path := filepath.Join(t.TempDir(), "o.toml")
 	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
 		t.Fatal(err)
@@ -29,7 +33,7 @@ func TestOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := parseOptions(a)
-		if err != nil || !proto.Equal(got, want) {
+		if err != nil || !proto.Equal(got.Options, want) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
@@ -41,11 +45,28 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
-	for _, bad := range []string{"SystemdCgroup = 3", "IoUid = -1", "ShimCgroup = x", "nothing", "BinaryName = 'crun'"} {
+	// An error names the option.
+	for name, bad := range map[string]string{
+		"SystemdCgroup": "SystemdCgroup = 3", "IoUid": "IoUid = -1", "ShimCgroup": "ShimCgroup = x", "line 2": "A = 1\nnothing",
+		"BinaryName": "BinaryName = 'crun'", "TaskApiAddress": "TaskApiAddress = 'ttrpc+unix:///x'", "TaskApiVersion": "TaskApiVersion = 3",
+		"Isolation": "Isolation = 'never'", "RootfsOnHost": "RootfsOnHost = 'yes'", "LogLevel": "LogLevel = 'loud'", "line 1": "A = [\n1",
+	} {
 		a, _ := toAny(&runtimeoptions.Options{ConfigBody: []byte(bad)})
-		if _, err := parseOptions(a); !errdefs.IsInvalidArgument(err) {
+		if _, err := parseOptions(a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+	a, _ := toAny(&runcoptions.Options{BinaryName: "/usr/bin/crun"})
+	if _, err := parseOptions(a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "BinaryName") {
+		t.Errorf("BinaryName of runc's type: %v", err)
+	}
+}
+
+func TestOptionsOfOurOwn(t *testing.T) {
+	a, _ := toAny(&runtimeoptions.Options{ConfigBody: []byte("Isolation = 'always'\nRootfsOnHost = true\nLogLevel = 'debug'\n")})
+	got, err := parseOptions(a)
+	if err != nil || got.Isolation != "always" || !got.RootfsOnHost || got.LogLevel != "debug" {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
@@ -54,7 +75,7 @@ func TestOptionsAreKeptForTheDeleteVerb(t *testing.T) {
 	if loadOptions(dir).SystemdCgroup {
 		t.Error("systemd without a file")
 	}
-	if err := saveOptions(dir, &runcoptions.Options{SystemdCgroup: true}); err != nil {
+	if err := saveOptions(dir, &options{Options: &runcoptions.Options{SystemdCgroup: true}}); err != nil {
 		t.Fatal(err)
 	}
 	if !loadOptions(dir).SystemdCgroup {
@@ -77,6 +98,6 @@ func FuzzOptions(f *testing.F) {
 		if err == nil && opts == nil {
 			t.Error("neither options nor an error")
 		}
-		parseTOML(string(value), new(runcoptions.Options))
+		bootstrap.EachSetting(string(value), (&options{Options: new(runcoptions.Options)}).set)
 	})
 }

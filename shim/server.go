@@ -36,7 +36,7 @@ const (
 
 // serve is the server: it runs until containerd asks it to shut down.
 func serve(flags *bootstrap.Flags) error {
-	openLog(flags.Debug)
+	openLog(flags)
 	listener, err := inheritedListener(flags.Socket)
 	if err != nil {
 		return err
@@ -153,10 +153,14 @@ func removeSocket(l *net.UnixListener) {
 
 // openLog sends the log, and what the Go runtime may have to say, to the fifo from which containerd copies
 // it to its own. Opened for both ways it needs no reader: a full pipe costs lines, no waiting.
-func openLog(debugging bool) {
+func openLog(flags *bootstrap.Flags) {
 	log.SetFormat(log.TextFormat)
-	if debugging {
-		log.SetLevel("debug")
+	level := flags.LogLevel
+	if level == "" && flags.Debug {
+		level = "debug"
+	}
+	if level != "" {
+		log.SetLevel(level) // one that is unknown is an error of Create
 	}
 	fd, err := unix.Open("log", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -119,6 +119,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	if err != nil {
 		return nil, err
 	}
+	opts.tellOfRoot()
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -148,7 +149,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	}
 	cfg := container.Config{
 		ID: r.ID, Bundle: r.Bundle, Spec: spec, SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
-		NoNewKeyring: opts.NoNewKeyring, Stdio: pio.stdio,
+		NoNewKeyring: opts.NoNewKeyring, Isolation: opts.Isolation, HostRootfs: opts.RootfsOnHost, Stdio: pio.stdio,
 	}
 	for _, m := range r.Rootfs {
 		cfg.Rootfs = append(cfg.Rootfs, container.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})

@@ -30,10 +30,12 @@ const Patience = 30 * time.Second
 type Env struct {
 	testing.TB
 	*Daemon
-	Ctx    context.Context
-	before Snapshot
-	logged int
-	may    []string
+	Ctx context.Context
+	// RuntimeOptions are those of the containers made from here on, a message of a runtime's options type.
+	RuntimeOptions any
+	before         Snapshot
+	logged         int
+	may            []string
 }
 
 // New begins a test: at its end, everything that was not there now is a leak,
@@ -137,7 +139,7 @@ func (e *Env) TryContainer(id string, args []string, opts ...oci.SpecOpts) (*Con
 	all = append(all, refitSeccomp)
 	record, err := e.Client.NewContainer(e.Ctx, id,
 		client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(id, img),
-		client.WithRuntime(Runtime(), nil), client.WithNewSpec(all...))
+		client.WithRuntime(Runtime(), e.RuntimeOptions), client.WithNewSpec(all...))
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -117,6 +118,43 @@ func TestProtocols(t *testing.T) {
 	if req, err := parseRequest(flags, nil, boot); err == nil && string(req.answer(address)) != address {
 		t.Error("another container's parameters were taken")
 	}
+}
+
+func TestTheStartVerbHeedsOptionsThatComeAsTOML(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "o.toml")
+	const body = "SystemdCgroup = false\nshim_cgroup = '/shims' # here\nLogLevel = \"debug\"\n[x]\nShimCgroup = '/no'\n"
+	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range map[string]*runtimeoptions.Options{
+		"body": {ConfigBody: []byte(body)}, "path": {ConfigPath: path}, "body before path": {ConfigPath: "/nowhere", ConfigBody: []byte(body)},
+	} {
+		value, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		input, _ := proto.Marshal(&anypb.Any{TypeUrl: "types.googleapis.com/runtimeoptions.v1.Options", Value: value})
+		req, err := parseRequest(&Flags{ID: "c1", Namespace: "ns"}, nil, input)
+		if err != nil || req.shimCgroup != "/shims" || req.logLevel != "debug" {
+			t.Errorf("%s: %+v, %v", name, req, err)
+		}
+	}
+}
+
+// FuzzTOML looks for what does not end, or panics.
+func FuzzTOML(f *testing.F) {
+	f.Add("a = 'b'\nc = [\n1, ']', # x ]\n]\nd = \"\"\"\n\\\"\"\"\"\n[t]\n")
+	f.Fuzz(func(t *testing.T, body string) {
+		EachSetting(body, func(key, value string) error {
+			if key == "" && value == "" {
+				t.Errorf("%q: a setting of nothing", body)
+			}
+			ParseText(value)
+			ParseBool(value)
+			ParseID(value)
+			return nil
+		})
+	})
 }
 
 func jsonAddress(version int) func([]byte) string {

@@ -7,6 +7,7 @@ type Flags struct {
 	Debug, Version, Info             bool
 	ID, Namespace, Bundle, Socket    string
 	DebugSocket, Address, PublishBin string
+	LogLevel                         string // ours: what the option of this name says
 	Verb                             string
 }
 
@@ -24,6 +25,8 @@ func (f *Flags) text(name string) *string {
 		return &f.DebugSocket
 	case "address":
 		return &f.Address
+	case "log-level":
+		return &f.LogLevel
 	case "publish-binary":
 		return &f.PublishBin
 	}

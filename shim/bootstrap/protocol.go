@@ -10,6 +10,7 @@ type request struct {
 	ttrpc      string
 	socketDir  string
 	shimCgroup string
+	logLevel   string // of our own option; "" leaves it to containerd's
 }
 
 // parseRequest tells the protocols apart:
@@ -80,15 +81,56 @@ func (r *request) options(any []byte) error {
 			break
 		}
 	}
-	if url != "containerd.runc.v1.Options" {
-		return nil
+	switch url {
+	case "containerd.runc.v1.Options":
+		return wrapNil("decode the runtime's options", eachField(value, func(num int, _ uint64, data []byte) {
+			if num == 3 {
+				r.shimCgroup = string(data)
+			}
+		}))
+	case "runtimeoptions.v1.Options":
+		return r.genericOptions(value)
 	}
-	return wrapNil("decode the runtime's options", eachField(value, func(num int, _ uint64, data []byte) {
-		if num == 3 {
-			r.shimCgroup = string(data)
-		}
-	}))
+	return nil
 }
+
+// genericOptions takes the same from TOML. What can't be read is not this verb's to complain of: Create reads it too, and
+// its errors have kinds.
+func (r *request) genericOptions(value []byte) error {
+	var path string
+	var body []byte
+	err := eachField(value, func(num int, _ uint64, data []byte) {
+		switch num {
+		case 2:
+			path = string(data)
+		case 3:
+			body = data
+		}
+	})
+	if err != nil {
+		return wrap("decode the runtime's options", err)
+	}
+	if len(body) == 0 && path != "" {
+		if body, err = readFile(path, maxOptions); err != nil {
+			return nil
+		}
+	}
+	EachSetting(string(body), func(key, value string) error {
+		text, err := ParseText(value)
+		switch {
+		case err != nil:
+		case key == "shimcgroup":
+			r.shimCgroup = text
+		case key == "loglevel":
+			r.logLevel = text
+		}
+		return nil
+	})
+	return nil
+}
+
+// maxOptions is more than any file of options.
+const maxOptions = 1 << 20
 
 func wrapNil(step string, err error) error {
 	if err == nil {

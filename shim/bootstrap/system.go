@@ -110,6 +110,9 @@ func startServer(bundle string, flags *Flags, req *request, env []string, socket
 	if req.debug {
 		argv = append(argv, "-debug")
 	}
+	if req.logLevel != "" {
+		argv = append(argv, "-log-level", req.logLevel)
+	}
 	if lookup(env, "SCHED_CORE") != "" {
 		// The cookie is inherited by the server and by every container.
 		_, _, e := syscall.RawSyscall6(syscall.SYS_PRCTL, prSchedCore, schedCoreCreate, 0, schedCorePIDGroup, 0, 0)
