@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	libcgroups "github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -180,5 +181,17 @@ func TestControllersThatShareAMountAreOneHierarchy(t *testing.T) {
 	ms, err := readMounts(f)
 	if err != nil || len(ms) != 2 || findMount(ms, "cpuacct") != "/sys/fs/cgroup/cpu" || findMount(ms, "memory") != "" {
 		t.Errorf("%+v, %v", ms, err)
+	}
+}
+
+func TestAPathForSystemdIsNoDirectorysName(t *testing.T) {
+	for path, bad := range map[string]bool{
+		"kubepods-burstable-pod1.slice:cri-containerd:abc": true, "system.slice:docker:abc": true, ":docker:abc": true,
+		"/default/a:b:c": false, "a:b:c": false, "x.slice/a:b:c": false, "x.slice:a": false, "/kubepods.slice/a": false,
+	} {
+		err := Validate(Config{ID: "x", Path: path})
+		if (err != nil) != bad || bad && (!strings.Contains(err.Error(), "SystemdCgroup") || !errdefs.IsInvalidArgument(err)) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }

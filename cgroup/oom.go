@@ -131,6 +131,22 @@ func watchUnified(dir string) (*os.File, func() (oom, gone bool), error) {
 	}, nil
 }
 
+// OOMKills is how often the kernel has killed a process of the cgroup for want of memory; 0 if that can't be told.
+func (c *Cgroup) OOMKills() uint64 {
+	dir := c.dir("memory")
+	switch {
+	case dir == "":
+		return 0
+	case c.layout.v2:
+		return oomKills(dir)
+	}
+	s, err := read(dir, "memory.oom_control") // oom_kill: Linux 4.13
+	if err != nil {
+		return 0
+	}
+	return keys(s)["oom_kill"]
+}
+
 func oomKills(dir string) uint64 {
 	s, err := read(dir, "memory.events")
 	if err != nil {

@@ -35,6 +35,11 @@ func Validate(cfg Config) error {
 	if cfg.Systemd {
 		return &FieldError{systemdField, "the systemd cgroup driver is not supported yet; use cgroupfs (SystemdCgroup = false)"}
 	}
+	if SystemdPath(cfg.Path) {
+		// As a directory's name it would be outside of everything that limits the pod.
+		return &FieldError{"linux.cgroupsPath", fmt.Sprintf("%q is a path for systemd's cgroup driver, but the runtime option SystemdCgroup is not set; "+
+			"set the cgroup driver of who asks (the kubelet, Docker, nerdctl) to cgroupfs", cfg.Path)}
+	}
 	if cfg.Path == "" && (cfg.ID == "" || cfg.ID == "." || cfg.ID == ".." || strings.ContainsAny(cfg.ID, "/\x00\n")) {
 		return &FieldError{"id", fmt.Sprintf("%q can't be the name of a cgroup", cfg.ID)}
 	}
@@ -50,6 +55,12 @@ func Validate(cfg Config) error {
 		}
 	}
 	return validateResources(cfg.Resources)
+}
+
+// SystemdPath says that a cgroupsPath has the form slice:prefix:name, which who uses systemd's cgroup driver gives.
+func SystemdPath(path string) bool {
+	slice, rest, _ := strings.Cut(path, ":")
+	return (slice == "" || strings.HasSuffix(slice, ".slice")) && strings.Count(rest, ":") == 1 && !strings.Contains(path, "/")
 }
 
 func validateResources(r *specs.LinuxResources) error {

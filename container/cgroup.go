@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/cgroup"
 	"github.com/rsys-io/rsys/oci"
+	"github.com/rsys-io/rsys/rsys"
 )
 
 func (c *Container) killAll(sig unix.Signal) error {
@@ -64,6 +66,23 @@ func (c *Container) delete(ctx context.Context) error {
 	}
 	c.runPoststop(ctx)
 	return c.removeHostRootfs()
+}
+
+// outOfMemory says of the death of a process that was yet to be a container's that its memory limit is the reason.
+func (c *Container) outOfMemory(err error) error {
+	var died *rsys.DiedError
+	if !errors.As(err, &died) || died.Cause != nil {
+		return err
+	}
+	if sig, ok := died.Exit.Signaled(); !ok || sig != unix.SIGKILL || c.cgroup.OOMKills() == 0 {
+		return err
+	}
+	limit := "of a cgroup above"
+	if r := c.spec.Linux.Resources; r != nil && r.Memory != nil && r.Memory.Limit != nil {
+		limit = fmt.Sprintf("of %d bytes", *r.Memory.Limit)
+	}
+	return fmt.Errorf("linux.resources.memory.limit: the limit %s is too small to set the container up, the kernel killed it for want of memory: %w: %w",
+		limit, err, errdefs.ErrResourceExhausted)
 }
 
 // cgroupMark is a file in the bundle that says that the container's cgroup is its own. A

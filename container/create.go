@@ -81,7 +81,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 			if c.Init != nil && c.Init.pty != nil {
 				c.Init.pty.Close()
 			}
-			err = errors.Join(err, run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
+			err = errors.Join(c.outOfMemory(err), run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
 			c.runPoststop(context.WithoutCancel(ctx))
 			err = errors.Join(err, c.removeHostRootfs())
 		}
@@ -94,7 +94,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		return nil, err
 	}
 	c.Init = newProcess(c, run, cfg.Spec.Process)
-	if c.Init.pty, err = run.terminal(); err != nil {
+	if c.Init.pty, err = run.terminal(ctx); err != nil {
 		return nil, fmt.Errorf("process.terminal: %w", err)
 	}
 	child := run.task.Child
@@ -145,7 +145,7 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
 	case oci.HostRootfs:
-		return k.c.mountHostRootfs(r, s)
+		return k.c.mountHostRootfs(ctx, r, s)
 	case oci.RdtCreate:
 		return hostResctrl.create(argString(s.Args[0]), s.Args[1].Int != 0, argString(s.Args[2]), argString(s.Args[3]))
 	case oci.MoveNetDevice:

@@ -46,7 +46,7 @@ func (p *processState) spawn(ctx context.Context, r *run) error {
 	if err := r.through(ctx, r.phase(oci.Start)); err != nil {
 		return err
 	}
-	pty, err := r.terminal()
+	pty, err := r.terminal(ctx)
 	if err != nil {
 		return fmt.Errorf("process.terminal: %w", err)
 	}

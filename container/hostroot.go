@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,8 +47,8 @@ func (cfg *Config) hostRootfs() (bool, error) {
 const hostRootfsMark = "rsys-rootfs"
 
 // mountHostRootfs does a HostRootfs step.
-func (c *Container) mountHostRootfs(r *run, s *oci.Step) error {
-	tree, err := r.task.Child.Fetch(int(r.steps.Result(s.Args[0].Step).Value))
+func (c *Container) mountHostRootfs(ctx context.Context, r *run, s *oci.Step) error {
+	tree, err := r.task.Fetch(ctx, int(r.steps.Result(s.Args[0].Step).Value))
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,11 @@ package container
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -21,8 +23,14 @@ const agentTime = 10 * time.Second
 // process state to the agent. The descriptor goes with the first byte, as the specification wants.
 func (c *Container) sendListener(ctx context.Context, r *run, s *oci.Step, status specs.ContainerState) error {
 	listener, err := r.task.Child.Fetch(int(r.steps.Result(s.Args[0].Step).Value))
+	if errors.Is(err, unix.EPERM) {
+		// The process can't send it by itself: the filter that it is the listener of may not let it.
+		if scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); strings.TrimSpace(string(scope)) == "3" {
+			return fmt.Errorf("fetch the listener: %w: kernel.yama.ptrace_scope is 3, which forbids it", err)
+		}
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("fetch the listener: %w", err)
 	}
 	defer listener.Close()
 	pid := r.task.Pid()

@@ -23,7 +23,7 @@ func (r *run) moveDevice(ctx context.Context, name, newName string) error {
 	if err != nil {
 		return err
 	}
-	inside, err := r.task.Child.Fetch(int(fd.Arg().Int))
+	inside, err := r.task.Fetch(ctx, int(fd.Arg().Int))
 	if err != nil {
 		return err
 	}

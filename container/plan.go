@@ -187,11 +187,11 @@ func (r *run) home(uid uint32) {
 }
 
 // terminal fetches the master of the child's pseudoterminal.
-func (r *run) terminal() (*os.File, error) {
+func (r *run) terminal(ctx context.Context) (*os.File, error) {
 	if r.plan.Terminal < 0 {
 		return nil, nil
 	}
-	return r.task.Child.Fetch(int(r.steps.Result(r.plan.Terminal).Value))
+	return r.task.Fetch(ctx, int(r.steps.Result(r.plan.Terminal).Value))
 }
 
 // passStdio puts files in the child's descriptors 0, 1 and 2; where there is

@@ -111,6 +111,9 @@ func (p *processState) start(ctx context.Context) error {
 	}
 	undoCtx, undone := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer undone()
+	if c := p.container; c.Init != nil && p == &c.Init.processState {
+		err = c.outOfMemory(err)
+	}
 	err = errors.Join(p.container.stopped(p, err), r.abandon(undoCtx))
 	if p.pid() == 0 {
 		p.finish(255, time.Now())

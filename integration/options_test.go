@@ -195,3 +195,24 @@ func sameMemory(t *testing.T, a, b int) bool {
 	}
 	return order == 0
 }
+
+func TestAMemoryLimitThatIsTooSmallIsNamed(t *testing.T) {
+	e := startWith(t, nil)
+	const limit = 8192
+	c := e.Container([]string{"true"}, oci.WithMemoryLimit(limit))
+	err := c.TryCreate()
+	if err == nil {
+		err = c.Task.Start(e.Ctx)
+	}
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("linux.resources.memory.limit: the limit of %d bytes", limit)) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestAPathForSystemdWithoutTheOptionIsRefused(t *testing.T) {
+	e := startWith(t, nil)
+	err := e.Container([]string{"true"}, oci.WithCgroup("system.slice:x:y")).TryCreate()
+	if err == nil || !strings.Contains(err.Error(), "linux.cgroupsPath") || !strings.Contains(err.Error(), "SystemdCgroup") {
+		t.Errorf("the error is %v", err)
+	}
+}

@@ -201,7 +201,7 @@ func (c *Child) Signal(sig unix.Signal) error {
 }
 
 // Fetch is a copy, made non-blocking unless it is one of O_PATH, of a descriptor of the process:
-// pidfd_getfd(2), Linux 5.6.
+// pidfd_getfd(2), Linux 5.6, for which we must be allowed to ptrace it. [Task.Fetch] can do without.
 func (c *Child) Fetch(fd int) (*os.File, error) {
 	raw, err := c.pidfd.SyscallConn()
 	if err != nil {

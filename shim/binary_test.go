@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -269,7 +270,14 @@ func TestStartGroups(t *testing.T) {
 	// A dead shim's socket is in nobody's way, and the delete verb removes it.
 	pid := first.pid(t)
 	unix.Kill(pid, unix.SIGKILL)
-	eventually(t, "the shim's death", func() bool { return gone(pid) })
+	// A zombie's threads may have the socket open for a moment more.
+	eventually(t, "the shim's death", func() bool {
+		conn, err := net.Dial("unix", strings.TrimPrefix(a, "unix://"))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil && gone(pid)
+	})
 	again := start(t, newBundle(t, config), "pod", containerd, bootParams(t, "pod", dir))
 	if b := addressFile(t, again.bundle); a != b || again.pid(t) == pid {
 		t.Errorf("%s, process %d", b, again.pid(t))
@@ -374,4 +382,22 @@ func TestVersionAndInfo(t *testing.T) {
 
 func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(testContext(t), d)
+}
+
+func TestTheUsageIsPrinted(t *testing.T) {
+	for _, flag := range []string{"-h", "--help", "help"} {
+		out, err := exec.Command(shimBinary(t), flag).Output()
+		if err != nil {
+			t.Errorf("%s: %v", flag, err)
+		}
+		for _, want := range []string{RuntimeName, "plan BUNDLE", "start", "delete", "-namespace"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %q is not in\n%s", flag, want, out)
+			}
+		}
+	}
+	var exit *exec.ExitError
+	if out, err := exec.Command(shimBinary(t), "--no-such-flag").CombinedOutput(); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), "-h") {
+		t.Errorf("a wrong flag: %v\n%s", err, out)
+	}
 }

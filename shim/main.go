@@ -23,15 +23,19 @@ func Main(version string) {
 	flags, err := bootstrap.ParseFlags(os.Args[1:])
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)
+		fmt.Fprintf(os.Stderr, "%s -h prints the usage\n", filepath.Base(os.Args[0]))
 		os.Exit(2)
 	}
 	switch {
+	case flags.Help || flags.Verb == "help":
+		usage(os.Stdout)
+		end(nil)
 	case flags.Version:
 		fmt.Printf("%s:\n  Version:    %s\n  Go version: %s\n", filepath.Base(os.Args[0]), version, runtime.Version())
 	case flags.Info:
 		end(printInfo(version, os.Stdin, os.Stdout))
 	case flags.Namespace == "":
-		end(fmt.Errorf("shim namespace cannot be empty"))
+		end(fmt.Errorf("shim namespace cannot be empty; -h prints the usage"))
 	case flags.Verb == "start":
 		bootstrap.Main()
 	case flags.Verb == "delete":

@@ -4,7 +4,7 @@ import "strconv"
 
 // Flags are the command line that containerd calls a shim with.
 type Flags struct {
-	Debug, Version, Info             bool
+	Debug, Version, Info, Help       bool
 	ID, Namespace, Bundle, Socket    string
 	DebugSocket, Address, PublishBin string
 	LogLevel                         string // ours: what the option of this name says
@@ -41,6 +41,8 @@ func (f *Flags) toggle(name string) *bool {
 		return &f.Version
 	case "info":
 		return &f.Info
+	case "h", "help":
+		return &f.Help
 	}
 	return nil
 }

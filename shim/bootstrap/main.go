@@ -14,7 +14,7 @@ func Main() {
 	}
 	// A wrong command line is main's to complain of.
 	flags, err := ParseFlags(args[1:])
-	if err != nil || flags.Verb != "start" || flags.Info || flags.Version {
+	if err != nil || flags.Verb != "start" || flags.Info || flags.Version || flags.Help {
 		return
 	}
 	input, err := readAll(0, maxInput)
