@@ -111,5 +111,8 @@ get_staticcheck() {
 # The image of the tests and the demo is made from this one static binary.
 get_busybox() { install_packages busybox-static; }
 
+# A pod's network: the plugins, and what those for the firewall and for port forwarding run.
+get_cni() { install_packages containernetworking-plugins iptables; }
+
 # version of this tree, for binaries to tell.
 tree_version() { git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo unknown; }

@@ -29,6 +29,8 @@ type Config struct {
 	Namespace string
 	// Debug has containerd and the shims log everything.
 	Debug bool
+	// CRI has containerd serve Kubernetes.
+	CRI *CRI
 }
 
 // FromEnv is the configuration that hack/setup and hack/build make, changed by
@@ -113,6 +115,12 @@ func Start(cfg Config) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
+	if cfg.CRI != nil {
+		d.Namespace = "k8s.io" // CRI's, always
+		if err := d.setUpCNI(); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(d.config(), []byte(d.toml()), 0o644); err != nil {
 		return nil, err
 	}
@@ -123,18 +131,29 @@ func Start(cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.load(tar); err != nil {
+		return nil, err
+	}
+	if cfg.CRI != nil {
+		return d, d.setUpCRI()
+	}
+	return d, nil
+}
+
+// load imports images and makes snapshots of them.
+func (d *Daemon) load(tar []byte) error {
 	ctx, cancel := context.WithTimeout(d.Background(), time.Minute)
 	defer cancel()
 	imgs, err := d.Client.Import(ctx, bytes.NewReader(tar))
 	if err != nil {
-		return nil, fmt.Errorf("import image: %w", err)
+		return fmt.Errorf("import image: %w", err)
 	}
 	for _, img := range imgs {
 		if err := client.NewImage(d.Client, img).Unpack(ctx, "overlayfs"); err != nil {
-			return nil, fmt.Errorf("unpack image: %w", err)
+			return fmt.Errorf("unpack image: %w", err)
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // Address is where it listens.
@@ -151,6 +170,14 @@ func (d *Daemon) Bundle(id string) string {
 	return filepath.Join(d.State, "state/io.containerd.runtime.v2.task", d.Namespace, id)
 }
 
+// cgroup is part of the path of all cgroups. Other daemons have CRI's namespace too.
+func (d *Daemon) cgroup() string {
+	if d.CRI != nil {
+		return fmt.Sprintf("rsys-it-%d", os.Getpid())
+	}
+	return d.Namespace
+}
+
 func (d *Daemon) config() string { return filepath.Join(d.Dir, "config.toml") }
 
 // toml is a configuration that both 1.7 and 2.x understand.
@@ -158,6 +185,9 @@ func (d *Daemon) toml() string {
 	level := "info"
 	if d.Debug {
 		level = "debug"
+	}
+	if d.CRI != nil {
+		return d.criTOML(level)
 	}
 	return fmt.Sprintf(`version = 2
 root = %q
@@ -260,7 +290,7 @@ func (d *Daemon) Stop() {
 			_ = unix.Unmount(m, unix.MNT_DETACH)
 		}
 	}
-	for _, dir := range cgroupDirs(d.Namespace) {
+	for _, dir := range cgroupDirs(d.cgroup()) {
 		_ = unix.Rmdir(dir)
 	}
 	_ = os.RemoveAll(d.Dir)

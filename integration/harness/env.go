@@ -74,6 +74,7 @@ func (d *Daemon) clean(before Snapshot) {
 	time.Sleep(200 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(d.Background(), 10*time.Second)
 	defer cancel()
+	d.cleanPods(ctx)
 	containers, _ := d.Client.Containers(ctx)
 	for _, c := range containers {
 		if task, err := c.Task(ctx, nil); err == nil {

@@ -41,6 +41,11 @@ func WriteImage(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}
+	return writeImage(w, ImageName, []string{"sh"}, layer)
+}
+
+// writeImage writes an image of one layer.
+func writeImage(w io.Writer, name string, cmd []string, layer []byte) error {
 	out := tar.NewWriter(w)
 	put := func(name string, data []byte) error {
 		if err := out.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data)), Typeflag: tar.TypeReg}); err != nil {
@@ -69,7 +74,7 @@ func WriteImage(w io.Writer) error {
 	platform := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	config, err := blob(ocispec.MediaTypeImageConfig, ocispec.Image{
 		Created: &epoch, Platform: platform,
-		Config: ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Cmd: []string{"sh"}},
+		Config: ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Cmd: cmd},
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layerDesc.Digest}},
 	})
 	if err != nil {
@@ -83,7 +88,7 @@ func WriteImage(w io.Writer) error {
 		return err
 	}
 	manifest.Platform = &platform
-	manifest.Annotations = map[string]string{"io.containerd.image.name": ImageName, ocispec.AnnotationRefName: "latest"}
+	manifest.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: "latest"}
 	index, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{manifest}})
 	if err != nil {
 		return err

@@ -25,10 +25,16 @@ import (
 const isolated = "RSYS_ISOLATED"
 
 // Isolate continues the program in a mount namespace of its own: it runs the
-// program again there, and exits as that did. In the second run it returns.
-func Isolate() {
+// program again there, and exits as that did. In the second run it returns. Flags are
+// of clone, for further namespaces: CLONE_NEWNET gives a network of one's own,
+// with a loopback interface alone.
+func Isolate(flags ...uintptr) {
+	var more uintptr
+	for _, f := range flags {
+		more |= f
+	}
 	if os.Getenv(isolated) != "" {
-		if err := settle(); err != nil {
+		if err := settle(more); err != nil {
 			fmt.Fprintln(os.Stderr, "harness:", err)
 			os.Exit(1)
 		}
@@ -38,10 +44,10 @@ func Isolate() {
 		fmt.Fprintln(os.Stderr, "harness: containerd needs root; run this as root")
 		os.Exit(1)
 	}
-	os.Exit(runIsolated())
+	os.Exit(runIsolated(more))
 }
 
-func runIsolated() int {
+func runIsolated(more uintptr) int {
 	// The death signal is sent when the thread goes that started the child.
 	runtime.LockOSThread()
 	if err := adopt(); err != nil {
@@ -57,7 +63,7 @@ func runIsolated() int {
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP)
 	inner, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
 		Env: append(os.Environ(), isolated+"="+dir), Files: []uintptr{0, 1, 2},
-		Sys: &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL},
+		Sys: &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | more, Pdeathsig: unix.SIGKILL},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "harness: isolate:", err)
@@ -97,8 +103,8 @@ func runIsolated() int {
 	}
 }
 
-// settle furnishes the new mount namespace.
-func settle() error {
+// settle furnishes the new namespaces.
+func settle(flags uintptr) error {
 	// As on a host with systemd: a shim that lets a container's mounts
 	// propagate shows in our table.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
@@ -107,6 +113,28 @@ func settle() error {
 	// containerd's place for shims' sockets is fixed, /run/containerd/s.
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("private /run: %w", err)
+	}
+	if flags&unix.CLONE_NEWNET != 0 {
+		// /sys stays, and shows the other namespace's devices: plugins ask by netlink.
+		return loopbackUp()
+	}
+	return nil
+}
+
+// loopbackUp sets the flag of the interface: in a new namespace it is down.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("set the loopback interface up: %w", err)
 	}
 	return nil
 }

@@ -23,13 +23,16 @@ func (d *Daemon) Snapshot() Snapshot {
 	for _, line := range mountLines() {
 		s["mount "+line] = true
 	}
-	for _, dir := range cgroupDirs(d.Namespace) {
-		if filepath.Base(dir) != d.Namespace { // the parent of all stays
+	for _, dir := range cgroupDirs(d.cgroup()) {
+		if filepath.Base(dir) != d.cgroup() { // the parent of all stays
 			s["cgroup "+dir] = true
 		}
 	}
 	d.processes(s)
 	d.files(s)
+	if d.CRI != nil {
+		d.network(s)
+	}
 	return s
 }
 
@@ -124,7 +127,13 @@ func (d *Daemon) processes(s Snapshot) {
 func (d *Daemon) files(s Snapshot) {
 	// Made with the first container, for all that follow.
 	stays := map[string]bool{"/run/containerd": true, "/run/containerd/s": true, "/run/runc": true, "/run/containerd/runc": true,
-		"/run/containerd/fifo": true, filepath.Join("/run/containerd/runc", d.Namespace): true, filepath.Dir(d.Bundle("x")): true}
+		"/run/containerd/fifo": true, "/run/netns": true, filepath.Join("/run/containerd/runc", d.Namespace): true, filepath.Dir(d.Bundle("x")): true}
+	for _, dir := range []string{d.criDir("root"), d.criDir("state")} {
+		stays[dir], stays[filepath.Join(dir, "containers")], stays[filepath.Join(dir, "sandboxes")] = true, true, true
+	}
+	for _, file := range []string{"", "lock", "last_reserved_ip.0"} {
+		stays[d.cni("leases", networkName, file)] = true
+	}
 	walk := func(root string) {
 		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil || stays[path] || path == root {
@@ -139,6 +148,12 @@ func (d *Daemon) files(s Snapshot) {
 	}
 	walk("/run")
 	walk(filepath.Join(d.Dir, "root/io.containerd.runtime.v2.task", d.Namespace))
+	if d.CRI != nil {
+		// A lease is a file by the name of an address.
+		for _, dir := range []string{d.cni("leases"), d.cni("results"), d.criDir("root")} {
+			walk(dir)
+		}
+	}
 }
 
 func isMountpoint(path string) bool {
