@@ -55,8 +55,8 @@ func (b *bench) spent() (spent, error) {
 	return s, nil
 }
 
-// ofProcess is the CPU time of a process and its reaped children, in ms.
-func ofProcess(pid int) float64 {
+// ofThreads is the CPU time of a process's threads, in ms.
+func ofThreads(pid int) float64 {
 	var total float64
 	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, t := range tasks {
@@ -66,6 +66,12 @@ func ofProcess(pid int) float64 {
 			total += ns / 1e6
 		}
 	}
+	return total
+}
+
+// ofProcess is the CPU time of a process and its reaped children, in ms.
+func ofProcess(pid int) float64 {
+	total := ofThreads(pid)
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if i := strings.LastIndexByte(string(data), ')'); i > 0 {
 		if f := strings.Fields(string(data[i+1:])); len(f) > 14 {

@@ -32,23 +32,25 @@ type bench struct {
 	rounds  int
 	clients int
 	members int
+	probing time.Duration
 }
 
 func main() {
 	rounds := flag.Int("rounds", 20, "rounds of times and CPU")
 	names := flag.String("runtimes", "rsys,runc,null", "what to compare")
-	sections := flag.String("sections", "time,cpu,memory,parallel,limit", "what to measure")
+	sections := flag.String("sections", "time,cpu,memory,parallel,limit,probes,logs", "what to measure")
+	probing := flag.Duration("probing", time.Minute, "how long exec probes are made")
 	members := flag.Int("group", 36, "containers in the group whose memory is measured")
 	clients := flag.Int("clients", 4, "clients that run lifecycles in parallel")
 	flag.Parse()
 	harness.Isolate()
-	if err := run(*rounds, *clients, *members, strings.Split(*names, ","), strings.Split(*sections, ",")); err != nil {
+	if err := run(bench{rounds: *rounds, clients: *clients, members: *members, probing: *probing}, strings.Split(*names, ","), strings.Split(*sections, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "rsys-bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(rounds, clients, members int, names, sections []string) error {
+func run(b bench, names, sections []string) error {
 	for _, name := range names {
 		if runtimes[name] == "" {
 			return fmt.Errorf("no runtime %q: there are rsys, runc and null", name)
@@ -64,11 +66,12 @@ func run(rounds, clients, members int, names, sections []string) error {
 		return err
 	}
 	defer d.Stop()
-	b := &bench{d: d, names: names, rounds: rounds, clients: clients, members: members}
+	b.d, b.names = d, names
 	for _, s := range sections {
-		f := map[string]func() error{"time": b.times, "cpu": b.cpu, "memory": b.memory, "parallel": b.parallel, "limit": b.limit}[s]
+		f := map[string]func() error{"time": b.times, "cpu": b.cpu, "memory": b.memory, "parallel": b.parallel, "limit": b.limit,
+			"probes": b.probes, "logs": b.logs}[s]
 		if f == nil {
-			return fmt.Errorf("no section %q: there are time, cpu, memory, parallel and limit", s)
+			return fmt.Errorf("no section %q: there are time, cpu, memory, parallel, limit, probes and logs", s)
 		}
 		if err := f(); err != nil {
 			return fmt.Errorf("%s: %w", s, err)
