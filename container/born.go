@@ -16,7 +16,9 @@ func (r *run) bear(ctx context.Context) error {
 	before, after := r.callSteps(from, birth), r.callSteps(birth+1, end)
 	r.injectInto(before, from)
 	r.injectInto(after, birth+1)
+	rec, began := recording(ctx)
 	born, err := r.steps.Bear(ctx, rsys.Birth{Before: before, After: after})
+	rec.program(r.plan, from, birth+1, r.task.Pid(), began, r.known, err)
 	if err != nil {
 		return r.explain(err)
 	}
@@ -35,14 +37,21 @@ func (r *run) open(ctx context.Context) error {
 		if err := r.inject(ctx, i, i+1); err != nil {
 			return err
 		}
-		if err := r.shim(ctx, r, s); err != nil {
+		rec, began := recording(ctx)
+		err := r.shim(ctx, r, s)
+		rec.shim(r.plan, i, began, r.value, err)
+		if err != nil {
 			return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
 		}
 	}
+	rec, began := recording(ctx)
 	if r.plan.Gate >= 0 {
 		r.born.Open(r.plan.Gate)
 	}
-	return r.explain(r.born.Await(ctx))
+	err := r.born.Await(ctx)
+	// It may have done all of it before it was waited for: then all of it counts for its first step's time.
+	rec.program(r.plan, r.plan.Birth+1, r.startEnd(), r.born.Child.Pid(), began, r.born.Run.Result, err)
+	return r.explain(err)
 }
 
 // pid is the process's, in our PID namespace.

@@ -41,7 +41,10 @@ func (r *run) through(ctx context.Context, end int) error {
 			if err := r.inject(ctx, from, from+1); err != nil {
 				return err
 			}
-			if err := r.shim(ctx, r, s); err != nil {
+			rec, began := recording(ctx)
+			err := r.shim(ctx, r, s)
+			rec.shim(r.plan, from, began, r.value, err)
+			if err != nil {
 				return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
 			}
 			if r.steps != nil {
@@ -82,7 +85,9 @@ func (r *run) exec(ctx context.Context) error {
 }
 
 func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ...call.Step) error) error {
+	rec, began := recording(ctx)
 	err := do(ctx, r.callSteps(from, end)...)
+	defer func() { rec.program(r.plan, from, end, r.task.Pid(), began, r.known, err) }()
 	for err != nil {
 		at := r.mendable(err)
 		if at < 0 {
@@ -97,6 +102,14 @@ func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ..
 		}
 	}
 	return r.explain(err)
+}
+
+// known is a step's result, of one that may not have been reached.
+func (r *run) known(step int) rsys.Result {
+	if step >= r.steps.Len() {
+		return rsys.Result{}
+	}
+	return r.steps.Result(step)
 }
 
 // explain says of an error whose step it is.

@@ -98,6 +98,7 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 		mem: &AddressSpace{ids.Add(1)}, ns: t.ns.child(0), sigmask: t.sigmask,
 	}
 	born := &Born{Run: p.NewRun(), cradle: cradle}
+	born.Run.sent = now()
 	nest, err := p.nest(cradle.Arena)
 	if err != nil {
 		return nil, err
@@ -248,7 +249,15 @@ func (b *Born) Open(step int) {
 }
 
 // Await waits until the process has exec'd, which is nil, or what failed.
-func (b *Born) Await(ctx context.Context) error {
+func (b *Born) Await(ctx context.Context) (err error) {
+	// What it does before it is let go on is told of with the rest.
+	defer func() {
+		if err == nil {
+			b.Run.trace(b.first(), b.Run.sent, ErrGone)
+		} else {
+			b.Run.trace(b.first(), b.Run.sent, err)
+		}
+	}()
 	select {
 	case <-b.Child.left:
 	case <-ctx.Done():

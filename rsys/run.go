@@ -21,6 +21,7 @@ type Run struct {
 	task   *Task
 	steps  []ran
 	blocks []*Block
+	sent   uint64 // when the last request was, if calls are traced
 }
 
 type ran struct {
@@ -151,6 +152,7 @@ func (r *Run) request(ctx context.Context, steps []call.Step) error {
 		return r.died(first, err)
 	}
 	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
+	r.sent = now()
 	return r.died(first, r.task.request(ctx, words))
 }
 
@@ -169,7 +171,8 @@ func (r *Run) requestWith(ctx context.Context, files []*os.File, steps []call.St
 }
 
 // finish waits for the response. t.mu is held.
-func (r *Run) finish(ctx context.Context, first int) error {
+func (r *Run) finish(ctx context.Context, first int) (err error) {
+	defer func() { r.trace(first, r.sent, err) }()
 	left, err := r.task.response(ctx)
 	if err != nil {
 		return r.died(first, err)

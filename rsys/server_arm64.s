@@ -391,3 +391,9 @@ TEXT ·serverAddress(SB), NOSPLIT, $0-8
 	MOVD $·server(SB), R0
 	MOVD R0, ret+0(FP)
 	RET
+
+// func ticks() uint64
+TEXT ·ticks(SB), NOSPLIT, $0-8
+	MRS  CNTVCT_EL0, R0
+	MOVD R0, ret+0(FP)
+	RET

@@ -235,10 +235,12 @@ func (t *Task) Call(ctx context.Context, c call.Call) (int64, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	sent := now()
 	if err := t.request(ctx, words); err != nil {
 		return 0, err
 	}
 	v, err := t.response(ctx)
+	t.traceCall(c, sent, v, err == nil)
 	if err != nil {
 		if d, ok := err.(*DiedError); ok {
 			d.Index, d.Call = 0, &c

@@ -21,6 +21,7 @@ type containerTask struct {
 	init         *process
 	ioUID, ioGID int
 	stopOOM      context.CancelFunc
+	trace        []traceStep // of the create, until the start; nil if traces are not made
 
 	// pauseOp is held while the container is paused or resumed.
 	pauseOp sync.Mutex

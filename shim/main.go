@@ -20,6 +20,9 @@ func Main(version string) {
 	if len(os.Args) > 1 && os.Args[1] == "plan" {
 		end(printPlan(os.Args[2:], os.Stdout))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "trace" {
+		end(printTrace(os.Args[2:], os.Stdout))
+	}
 	flags, err := bootstrap.ParseFlags(os.Args[1:])
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)

@@ -100,7 +100,11 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	if p.c.pauseStatus() != task.Status_UNKNOWN {
 		return 0, precondition("cannot start a paused process")
 	}
-	if err := p.p.Start(ctx); err != nil {
+	ctx, rec := p.c.s.recorded(ctx)
+	err = p.p.Start(ctx)
+	p.c.s.keepTrace(p.c.id, p.c.bundle, p.c.trace, rec)
+	p.c.trace = nil
+	if err != nil {
 		return 0, err
 	}
 	p.mu.Lock()

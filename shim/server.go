@@ -37,6 +37,9 @@ const (
 // serve is the server: it runs until containerd asks it to shut down.
 func serve(flags *bootstrap.Flags) error {
 	openLog(flags)
+	if log.GetLevel() >= log.DebugLevel {
+		logCalls()
+	}
 	listener, err := inheritedListener(flags.Socket)
 	if err != nil {
 		return err
@@ -168,6 +171,10 @@ func openLog(flags *bootstrap.Flags) {
 	}
 	unix.Dup3(fd, 2, 0)
 	unix.Close(fd)
+	if log.GetLevel() >= log.DebugLevel {
+		unix.FcntlInt(2, unix.F_SETPIPE_SZ, logPipe) // not allowed, it stays as it is
+		log.L.Logger.SetOutput(patientLog(2))
+	}
 }
 
 // handleSignals keeps a shim, and so its containers, alive when it is told to end together with

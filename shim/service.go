@@ -154,7 +154,9 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	for _, m := range r.Rootfs {
 		cfg.Rootfs = append(cfg.Rootfs, container.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
-	c.t, err = s.runtime.create(ctx, cfg)
+	recorded, rec := s.recorded(ctx)
+	c.t, err = s.runtime.create(recorded, cfg)
+	c.trace = s.keepTrace(r.ID, r.Bundle, nil, rec)
 	pio.handedOver()
 	if err == nil {
 		c.init.p = c.t.init()

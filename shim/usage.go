@@ -13,6 +13,9 @@ containerd calls it; name it as a runtime: ctr run --runtime ` + RuntimeName + `
 
 For people:
   PROGRAM plan BUNDLE [--json]   print the system calls that would make a container of a bundle here
+  PROGRAM trace [BUNDLE|ID] [--chrome|--json]
+                                 print what the set-up of a container has done and how long each call took, of the last one
+                                 if none is named; for those set up at the log level debug
   PROGRAM -v                     print the version
   PROGRAM -h                     print this
 
