@@ -65,7 +65,7 @@ func (c *Container) delete(ctx context.Context) error {
 		return err
 	}
 	c.runPoststop(ctx)
-	return c.removeHostRootfs()
+	return errors.Join(c.removeHostRootfs(), unmountHostMounts(c.spec, c.bundle))
 }
 
 // outOfMemory says of the death of a process that was yet to be a container's that its memory limit is the reason.
@@ -141,12 +141,13 @@ func cleanupProcesses(ctx context.Context, id, bundle string, systemd bool) (Exi
 	}
 	cg, err := cgroup.Load(cgroupConfig(id, spec, systemd))
 	if errors.Is(err, fs.ErrNotExist) {
-		return exit, nil
+		return exit, unmountHostMounts(spec, bundle)
 	}
 	if err != nil {
 		return exit, err
 	}
 	err = errors.Join(cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
 	cleanupPoststop(ctx, id, bundle, spec)
+	err = errors.Join(err, unmountHostMounts(spec, bundle))
 	return exit, err
 }

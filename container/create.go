@@ -83,7 +83,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 			}
 			err = errors.Join(c.outOfMemory(err), run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
 			c.runPoststop(context.WithoutCancel(ctx))
-			err = errors.Join(err, c.removeHostRootfs())
+			err = errors.Join(err, c.removeHostRootfs(), unmountHostMounts(c.spec, c.bundle))
 		}
 	}()
 	created := run.phase(oci.Start)

@@ -48,6 +48,10 @@ var thisHost = sync.OnceValue(func() oci.Host {
 			h.Kernel = major<<16 | minor
 		}
 	}
+	var mnt unix.Stat_t
+	if unix.Stat("/proc/self/ns/mnt", &mnt) == nil {
+		h.MountNS = mnt.Ino
+	}
 	for file, ns := range map[string]specs.LinuxNamespaceType{
 		"cgroup": specs.CgroupNamespace, "ipc": specs.IPCNamespace, "net": specs.NetworkNamespace, "pid": specs.PIDNamespace,
 		"time": specs.TimeNamespace, "user": specs.UserNamespace, "uts": specs.UTSNamespace,

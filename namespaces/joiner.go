@@ -28,13 +28,23 @@ type Joiner struct {
 
 // JoinProcess makes a joiner in namespaces of a process, those of the
 // CLONE_NEW* flags. In the process's mount namespace its root and working
-// directory are that namespace's root. The PID namespace it has at hand, for its outsiders to join, and the cgroup namespace
+// directory are that namespace's root, or the process's if the namespace is not among them. The PID namespace it has at hand, for its outsiders to join, and the cgroup namespace
 // for all its children: with cgroup v2's nsdelegate nobody in one has a child in a cgroup of it without being there himself.
 func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flags uint64, isolation Isolation) (*Joiner, error) {
 	files := []*os.File{process.Pidfd()}
 	// By files of their own: to join by a pidfd one must be allowed to trace the process, which who is in a user
 	// namespace by then is not as long as that has not exec'd.
 	var late []string
+	if flags&unix.CLONE_NEWNS == 0 {
+		// In the mount namespace of all, the process has a root of its own.
+		root, err := os.OpenFile("/proc/"+strconv.Itoa(process.Pid())+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("joiner: %w", err)
+		}
+		defer root.Close()
+		files = append(files, root)
+	}
+	roots := len(files) - 1
 	if flags&unix.CLONE_NEWPID != 0 {
 		late = append(late, "pid")
 	}
@@ -56,10 +66,25 @@ func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flag
 			return err
 		}
 		for i, name := range late {
-			handed[name] = fds[1+i]
+			handed[name] = fds[1+roots+i]
 		}
 		if others := flags &^ (unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP); others != 0 {
 			if _, err := task.Call(ctx, call.Setns(fds[0].Arg(), int(others))); err != nil {
+				return err
+			}
+		}
+		for _, root := range fds[1 : 1+roots] {
+			if _, err := task.Call(ctx, call.Fchdir(root.Arg())); err != nil {
+				return err
+			}
+			if _, err := task.Call(ctx, call.Chroot(".")); err != nil {
+				return err
+			}
+			// What was opened by number was the process's, if that is there now.
+			if err := process.Signal(0); err != nil {
+				return err
+			}
+			if err := root.Close(ctx, task); err != nil {
 				return err
 			}
 		}

@@ -33,6 +33,7 @@ type Host struct {
 	SELinux  bool        // it is enabled
 	Resctrl  bool        // a resctrl file system is mounted on /sys/fs/resctrl
 	Kernel   int         // the version, major<<16 | minor
+	MountNS  uint64      // the inode of the mount namespace that children are cloned in
 
 	NoNamespace []specs.LinuxNamespaceType // what the kernel was built without
 	// ProcPIDNS says that procfs has the mount option pidns, Linux 6.17.
@@ -76,11 +77,7 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 	if err := checkRequest(&req); err != nil {
 		return nil, err
 	}
-	if spec.Linux == nil {
-		s := *spec
-		s.Linux = &specs.Linux{}
-		spec = &s
-	}
+	spec = withLinux(spec)
 	c := &compiler{builder: newBuilder(512), spec: spec, proc: spec.Process, req: req, host: host, ns: namespacesOf(spec)}
 	if err := c.filter(); err != nil {
 		return nil, err

@@ -181,8 +181,6 @@ func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 		}
 	}
 	for patch, name := range map[string]string{
-		`{"linux": {"namespaces": [{"type": "mount", "path": "/proc/1/ns/mnt"}]}}`:                     "linux.namespaces[0].path (mount)",
-		`{"linux": {"namespaces": []}}`:                                                                "linux.namespaces: a container without a mount namespace",
 		`{"mounts": [{"destination": "/a", "type": "tmpfs", "options": ["remount", "size=1"]}]}`:       "mounts[0].options: remount with",
 		`{"mounts": [{"destination": "/a", "source": "/b", "type": "ext4", "options": ["iversion"]}]}`: "mounts[0].options: iversion",
 	} {

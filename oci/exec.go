@@ -18,11 +18,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 	if err := validateProcess(proc); err != nil {
 		return nil, err
 	}
-	if spec.Linux == nil {
-		s := *spec
-		s.Linux = &specs.Linux{}
-		spec = &s
-	}
+	spec = withLinux(spec)
 	if err := validateMapped(spec, proc); err != nil {
 		return nil, err
 	}

@@ -83,6 +83,10 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 		tree, open := c.sources[i]
 		if !open {
 			tree = c.openSource(m, &o)
+			if !c.ns.has(specs.MountNamespace) {
+				// The host's mounts have not been made slaves; the clones are.
+				c.setattr(tree, o.rec, 0, 0, unix.MS_SLAVE)
+			}
 		}
 		c.bind(tree, &o, t)
 	case m.Type == "cgroup" && !c.host.CgroupV2:

@@ -91,8 +91,7 @@ func (c *compiler) joinNamespaces() {
 		if fd, open := c.handed[i]; open {
 			fds[i] = fd
 		} else if joined(i) {
-			c.at(c.ns[i].why, c.ns[i].path)
-			fds[i] = call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
+			fds[i] = c.openNamespace(i)
 		}
 	}
 	for i, t := range nsTypes {
@@ -112,6 +111,20 @@ func (c *compiler) joinNamespaces() {
 			c.do(call.Unshare(t.flag))
 		}
 	}
+}
+
+// openNamespace opens one that is to be joined.
+func (c *compiler) openNamespace(i int) call.Arg {
+	c.at(c.ns[i].why, c.ns[i].path)
+	fd := call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
+	if nsTypes[i].name == specs.MountNamespace {
+		// The root of a mount namespace that is joined is changed, for all who are in it. That shall not be us.
+		st := c.do(call.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO))
+		ours := c.try(call.Expect(call.WordOf(st, 4, call.StatxInoOff), ^uint64(0), c.host.MountNS, unix.EXDEV), call.Tolerate(unix.EXDEV))
+		c.fails(unix.EBUSY)
+		c.errHere(ours)
+	}
+	return fd
 }
 
 // ownNamespaces sets what is set in the new namespaces themselves.

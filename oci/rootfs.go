@@ -34,12 +34,37 @@ func (c *compiler) rootfs() error {
 	if err != nil {
 		return err
 	}
+	if !c.ns.has(specs.MountNamespace) {
+		c.bindOnHost(dir)
+		return nil
+	}
 	if mounted {
 		c.root = dir
 		return nil
 	}
 	c.bindRoot(dir)
 	return nil
+}
+
+// HostMounts is where the root file system of a container in the host's mount namespace is mounted. All mounts of the
+// container are below, and all that are there are its.
+func HostMounts(spec *specs.Spec, bundle string) (dir string, ok bool) {
+	if ns := namespacesOf(spec); ns.has(specs.MountNamespace) {
+		return "", false
+	}
+	return path.Join(bundle, "rootfs"), true
+}
+
+// bindOnHost binds the root to HostMounts, private: what comes below is in no other namespace's view.
+func (c *compiler) bindOnHost(dir call.Arg) {
+	home, _ := HostMounts(c.spec, c.req.Bundle)
+	c.root = call.ResultOf(c.do(call.OpenTree(dir, "", treeCloneFD|unix.AT_RECURSIVE)))
+	c.close(dir)
+	c.try(call.Mkdirat(call.CWD, home, 0o711), mayExist)
+	at := call.ResultOf(c.do(call.Openat(call.CWD, home, oDir|unix.O_NOFOLLOW, 0)))
+	c.moveMount(c.root, at)
+	c.close(at)
+	c.setattr(c.root, true, 0, 0, unix.MS_PRIVATE)
 }
 
 // bindRoot makes of a directory the mount point that pivot_root wants, by binding it onto itself.
@@ -52,13 +77,15 @@ func (c *compiler) bindRoot(dir call.Arg) {
 
 // hostRoot mounts the root file system where the host has its paths, and opens it. It may be a mount of its own.
 func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
-	c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
-	// Nothing that is mounted from here on is seen on the host.
-	flag := uint64(unix.MS_SLAVE)
-	if propagationOptions[c.spec.Linux.RootfsPropagation].flag == unix.MS_PRIVATE {
-		flag = unix.MS_PRIVATE
+	if c.ns.has(specs.MountNamespace) {
+		c.at("linux.rootfsPropagation", c.spec.Linux.RootfsPropagation)
+		// Nothing that is mounted from here on is seen on the host.
+		flag := uint64(unix.MS_SLAVE)
+		if propagationOptions[c.spec.Linux.RootfsPropagation].flag == unix.MS_PRIVATE {
+			flag = unix.MS_PRIVATE
+		}
+		c.do(call.Mount("", "/", "", uintptr(flag)|unix.MS_REC, ""))
 	}
-	c.do(call.Mount("", "/", "", uintptr(flag)|unix.MS_REC, ""))
 
 	c.at("root", "")
 	mounted := path.Join(c.req.Bundle, "rootfs")
@@ -82,7 +109,7 @@ func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 
 // showOnHost gives the shim a copy of the root file system's mounts, which it alone can put into the host's table.
 func (c *compiler) showOnHost(mounted string) {
-	if !c.req.HostRootfs {
+	if !c.req.HostRootfs || !c.ns.has(specs.MountNamespace) {
 		return
 	}
 	c.at("rootfs", mounted)
@@ -232,7 +259,11 @@ func (c *compiler) enter() {
 	c.at("root.path", "")
 	c.do(call.Fchdir(c.root))
 	prop := propagationOptions[c.spec.Linux.RootfsPropagation]
-	if c.req.NoPivotRoot {
+	if !c.ns.has(specs.MountNamespace) {
+		// The root of the host's namespace stays.
+		c.do(call.Chroot("."))
+		c.do(call.Chdir("/"))
+	} else if c.req.NoPivotRoot {
 		// The host's tree stays below; without its own proc and sys the container's are not a second
 		// way to them.
 		for _, p := range []string{"/proc", "/sys"} {

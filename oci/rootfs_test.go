@@ -32,6 +32,10 @@ func TestTheRootFileSystemIsShownOnTheHostByWhoHasMountedIt(t *testing.T) {
 			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1000, Size: 10}}
 			s.Linux.GIDMappings = s.Linux.UIDMappings
 		}, Parent, 1},
+		{"not in the host's mount namespace, where it is", func(s *specs.Spec, r *Request) {
+			r.HostRootfs = true
+			s.Linux.Namespaces, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
+		}, Child, 0},
 		{"not where nothing is mounted: it is the host's already", func(_ *specs.Spec, r *Request) { r.HostRootfs, r.Rootfs = true, nil }, Child, 0},
 	} {
 		p := compile(t, test.change)

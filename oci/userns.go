@@ -14,7 +14,7 @@ import (
 
 // In a user namespace of its own the child has no rights over what is the host's: it can't mount the root file
 // system, look into the directories of the host's root, or make a device. So its parent is a process for itself, with all the
-// rights of ours and a mount namespace of its own, in which it prepares all that takes them: it joins namespaces, mounts
+// rights of ours and a mount namespace of its own, or the one that the container joins, in which it prepares all that takes them: it joins namespaces, mounts
 // the root file system, and opens the sources of bind mounts and the host's devices as mounts that are
 // nowhere yet. Then it clones the child into all the new namespaces at once, so that they belong to the new user namespace, and goes
 // away. The child has the parent's descriptors and, as its own copy, its mounts.
@@ -33,7 +33,7 @@ func (c *compiler) parent() error {
 		return nil
 	}
 	flags, joins := 0, 0
-	if user {
+	if user && c.ns.isNew(specs.MountNamespace) {
 		flags = unix.CLONE_NEWNS
 	}
 	if time {
@@ -93,13 +93,12 @@ func (c *compiler) parentJoins(user bool) (userns call.Arg) {
 	var list []int
 	c.handed = make(map[int]call.Arg)
 	for i, t := range nsTypes {
-		if c.ns[i].path == "" || t.name == specs.MountNamespace {
+		if c.ns[i].path == "" {
 			continue
 		}
 		born := t.name == specs.PIDNamespace && c.place != notBorn
 		if user || t.name == specs.TimeNamespace || t.name == specs.PIDNamespace && !born {
-			c.at(c.ns[i].why, c.ns[i].path)
-			fds[i] = call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
+			fds[i] = c.openNamespace(i)
 			if born || t.name == specs.CgroupNamespace {
 				// With a birth the child is to stay outside of the PID namespace. And with cgroup v2's nsdelegate nobody in a
 				// cgroup namespace has a child in a cgroup of it without being there himself.

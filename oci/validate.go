@@ -18,6 +18,7 @@ func Validate(spec *specs.Spec) error {
 	if spec == nil {
 		return invalid("config.json", "empty")
 	}
+	spec = withLinux(spec)
 	if err := refuse(spec); err != nil {
 		return err
 	}
@@ -60,6 +61,16 @@ func Validate(spec *specs.Spec) error {
 		return err
 	}
 	return validateLinux(spec)
+}
+
+// withLinux is spec with a linux that is not nil.
+func withLinux(spec *specs.Spec) *specs.Spec {
+	if spec.Linux != nil {
+		return spec
+	}
+	s := *spec
+	s.Linux = &specs.Linux{}
+	return &s
 }
 
 // refuse names the first field that asks for what is not supported.
@@ -116,9 +127,6 @@ const maxDepth = 256
 func deep(s string) bool { return strings.Count(s, "/") > maxDepth }
 
 func validateNamespaces(spec *specs.Spec) error {
-	if spec.Linux == nil {
-		return invalid("linux.namespaces", "a container without a mount namespace of its own is not supported")
-	}
 	var seen [len(nsTypes)]bool
 	for i, ns := range spec.Linux.Namespaces {
 		field := fmt.Sprintf("linux.namespaces[%d]", i)
@@ -130,13 +138,28 @@ func validateNamespaces(spec *specs.Spec) error {
 			return invalid(field+".type", "a second %s namespace", ns.Type)
 		case ns.Path != "" && (!isPath(ns.Path) || !path.IsAbs(ns.Path)):
 			return invalid(field+".path", "%q is not an absolute path", ns.Path)
-		case ns.Type == specs.MountNamespace && ns.Path != "":
-			return notYet(field + ".path (mount)")
 		}
 		seen[k] = true
 	}
+	if n := namespacesOf(spec); n[nsIndex(specs.MountNamespace)].path != "" && n.isNew(specs.UserNamespace) {
+		return invalid(n[nsIndex(specs.MountNamespace)].why+".path", "a new user namespace has no rights over a mount namespace that is there already")
+	}
 	if !seen[nsIndex(specs.MountNamespace)] {
-		return notYet("linux.namespaces: a container without a mount namespace of its own")
+		return validateHostMounts(spec)
+	}
+	return nil
+}
+
+// validateHostMounts is for a container in the host's mount namespace. As runc's, it has no
+// paths that are hidden: on the host's mounts they would be no obstacle.
+func validateHostMounts(spec *specs.Spec) error {
+	switch l := spec.Linux; {
+	case len(l.MaskedPaths) > 0:
+		return invalid("linux.maskedPaths", "not without a mount namespace")
+	case len(l.ReadonlyPaths) > 0:
+		return invalid("linux.readonlyPaths", "not without a mount namespace")
+	case hasUserNS(spec):
+		return invalid("linux.namespaces", "a user namespace without a mount namespace has no rights over the host's mounts")
 	}
 	return nil
 }

@@ -128,7 +128,10 @@ func TestBadConfigsAreInvalidArgumentsThatNameTheField(t *testing.T) {
 		{name: "a namespace without a type", patch: `{"linux": {"namespaces": [{"type": "mount"}, {}]}}`, field: "linux.namespaces[1].type"},
 		{name: "a namespace twice", patch: `{"linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "pid", "path": "/proc/1/ns/pid"}]}}`, field: "linux.namespaces[2].type"},
 		{name: "a namespace's path that is relative", patch: `{"linux": {"namespaces": [{"type": "mount"}, {"type": "pid", "path": "ns"}]}}`, field: "linux.namespaces[1].path"},
-		{name: "no linux", patch: `{"linux": null}`, field: "linux.namespaces"},
+		{name: "a mount namespace to join with a new user namespace", patch: `{"linux": {"namespaces": [{"type": "user"}, {"type": "mount", "path": "/proc/1/ns/mnt"}], "uidMappings": [{"size": 1}], "gidMappings": [{"size": 1}]}}`, field: "linux.namespaces[1].path"},
+		{name: "masked paths without a mount namespace", patch: `{"linux": {"namespaces": [], "maskedPaths": ["/proc/keys"], "readonlyPaths": null}}`, field: "linux.maskedPaths"},
+		{name: "read-only paths without a mount namespace", patch: `{"linux": {"namespaces": [], "maskedPaths": null, "readonlyPaths": ["/proc/sys"]}}`, field: "linux.readonlyPaths"},
+		{name: "a user namespace without a mount namespace", patch: `{"linux": {"namespaces": [{"type": "user"}], "maskedPaths": null, "readonlyPaths": null, "uidMappings": [{"size": 1}], "gidMappings": [{"size": 1}]}}`, field: "linux.namespaces"},
 		{name: "a hostname without a UTS namespace", patch: `{"hostname": "h"}`, field: "hostname"},
 		{name: "a hostname of 65 bytes", patch: `{"hostname": "` + strings.Repeat("h", 65) + `", "linux": {"namespaces": [{"type": "mount"}, {"type": "uts"}]}}`, field: "hostname"},
 
