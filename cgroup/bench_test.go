@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"strconv"
@@ -29,7 +30,7 @@ func BenchmarkLifecycle(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := keep.Create(); err != nil {
+	if err := keep.Create(context.Background(), 0); err != nil {
 		b.Fatal(err)
 	}
 	defer func() {
@@ -100,13 +101,13 @@ func BenchmarkLifecycle(b *testing.B) {
 			if c, err = New(Config{Path: fmt.Sprintf("%s/%d", p, n)}); err != nil {
 				return err
 			}
-			return c.Create()
+			return c.Create(context.Background(), 0)
 		}, func() error { return c.Join(pid) }, func() error { return c.Delete() }}},
 		{"ours, self", steps{func() (err error) {
 			if c, err = New(Config{Path: fmt.Sprintf("%s/%d", p, n)}); err != nil {
 				return err
 			}
-			return c.Create()
+			return c.Create(context.Background(), 0)
 		}, func() error { // the cost of opening; the writes are the process's own
 			fs, err := c.JoinFiles(true)
 			for _, f := range fs {

@@ -13,19 +13,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/rsys-io/rsys/cgroup/systemd"
 )
 
 // Config is what a container's config says of its cgroup.
 type Config struct {
-	Path      string // linux.cgroupsPath as given; "" is "/" and the ID
-	ID        string
-	Systemd   bool // the runtime option SystemdCgroup
-	Resources *specs.LinuxResources
+	Path        string // linux.cgroupsPath as given; "" is "/" and the ID
+	ID          string
+	Systemd     bool // the runtime option SystemdCgroup: Path is SLICE:PREFIX:NAME; "" is system.slice:rsys:ID
+	Resources   *specs.LinuxResources
+	Annotations map[string]string // properties of the scope, with Systemd
 }
 
 // A Cgroup is the cgroup of one container: a directory in each hierarchy of the host. Its methods may be called at the
@@ -37,10 +41,20 @@ type Cgroup struct {
 	settings  []Setting
 	devices   *DeviceList
 	watches   *watches
+	scope     *scope // nil if it is not systemd that makes it
 }
 
 // New checks a config against this host. It creates nothing.
 func New(cfg Config) (*Cgroup, error) {
+	if cfg.Systemd {
+		if err := systemd.Running(); err != nil {
+			return nil, fmt.Errorf("runtime option SystemdCgroup: %w", err)
+		}
+	}
+	return onHost(cfg)
+}
+
+func onHost(cfg Config) (*Cgroup, error) {
 	l, err := host()
 	if err != nil {
 		return nil, err
@@ -52,7 +66,7 @@ func New(cfg Config) (*Cgroup, error) {
 // The resources do not matter for it.
 func Load(cfg Config) (*Cgroup, error) {
 	cfg.Resources = nil
-	c, err := New(cfg)
+	c, err := onHost(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +94,13 @@ func newCgroup(cfg Config, l *layout) (*Cgroup, error) {
 		return nil, err
 	}
 	path := clean(cfg)
+	if cfg.Systemd {
+		if c.scope, err = newScope(cfg); err != nil {
+			return nil, err
+		}
+		path = c.scope.unit.Path()
+		roundQuotas(c.settings)
+	}
 	for i := range l.hierarchies {
 		c.dirs = append(c.dirs, l.hierarchies[i].resolve(path))
 	}
@@ -100,10 +121,22 @@ func clean(cfg Config) string {
 // Create makes the directories and sets the limits. If it fails, what it made is gone, parents included. A cgroup that
 // exists is used if nothing is in it. Parents that it made stay after Delete, as runc's do: the first cpuset below
 // the root makes the kernel patch its code, the last one undoes that, and either costs all CPUs up to 20 ms.
-func (c *Cgroup) Create() (err error) {
+//
+// If the cgroup [Cgroup.NeedsHolder], that is a process which is in it until one of the container's is: a scope of systemd's
+// can't be empty. Otherwise it does not matter.
+func (c *Cgroup) Create(ctx context.Context, holder int) (err error) {
 	var made []string
+	if c.scope == nil {
+		holder = 0
+	} else if err := c.start(ctx, holder); err != nil {
+		return err
+	}
 	defer func() {
 		if err != nil {
+			if c.scope != nil {
+				// It kills the holder with what it stops.
+				err = errors.Join(err, c.stop())
+			}
 			for i := len(made) - 1; i >= 0; i-- {
 				_ = unix.Rmdir(made[i]) // a parent that someone else has come to use stays
 			}
@@ -134,7 +167,7 @@ func (c *Cgroup) Create() (err error) {
 		}
 	}
 	if existed {
-		if err := c.usable(); err != nil {
+		if err := c.usable(holder); err != nil {
 			return err
 		}
 	}
@@ -154,11 +187,12 @@ func (c *Cgroup) Create() (err error) {
 }
 
 // usable says whether a cgroup that was there before may become a container's.
-func (c *Cgroup) usable() error {
+func (c *Cgroup) usable(holder int) error {
 	pids, err := c.Pids()
 	if err != nil {
 		return err
 	}
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == holder })
 	if len(pids) > 0 {
 		return fmt.Errorf("linux.cgroupsPath: %s is in use by processes %v", c.dirs[0], pids)
 	}
@@ -393,6 +427,9 @@ func (c *Cgroup) Update(r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
+	if c.scope != nil {
+		return c.updateScope(list)
+	}
 	var undo []Setting
 	if err := c.apply(list, &undo); err != nil {
 		for i := len(undo) - 1; i >= 0; i-- {
@@ -406,8 +443,13 @@ func (c *Cgroup) Update(r *specs.LinuxResources) error {
 // Delete removes the cgroup, also what the container made in it. Nothing may run in it any more; processes that are
 // just dying are waited for, for two seconds. What does not exist is no error.
 func (c *Cgroup) Delete() error {
-	deadline := time.Now().Add(2 * time.Second)
 	var errs []error
+	if c.scope != nil {
+		if err := c.stop(); err != nil {
+			errs = append(errs, fmt.Errorf("cgroup: %w", err))
+		}
+	}
+	deadline := time.Now().Add(2 * time.Second)
 	for _, dir := range c.dirs {
 		if err := removeTree(dir, deadline); err != nil {
 			errs = append(errs, fmt.Errorf("cgroup: %w", err))

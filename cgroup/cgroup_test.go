@@ -136,7 +136,7 @@ func create(t testing.TB, cfg Config) *Cgroup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Create(); err != nil {
+	if err := c.Create(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -312,7 +312,7 @@ func TestAFailedCreateLeavesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.Create(); err == nil || !strings.HasPrefix(err.Error(), x.want) {
+			if err := c.Create(context.Background(), 0); err == nil || !strings.HasPrefix(err.Error(), x.want) {
 				t.Errorf("Create: %v, want %s", err, x.want)
 			}
 			for _, h := range c.layout.hierarchies {
@@ -331,13 +331,13 @@ func TestACgroupInUseIsNotTakenOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Create(); err != nil {
+	if err := again.Create(context.Background(), 0); err != nil {
 		t.Errorf("an empty one is taken: %v", err)
 	}
 	if err := c.Freeze(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Create(); err == nil || !strings.Contains(err.Error(), "frozen") {
+	if err := again.Create(context.Background(), 0); err == nil || !strings.Contains(err.Error(), "frozen") {
 		t.Errorf("a frozen one: %v", err)
 	}
 	if err := c.Thaw(context.Background()); err != nil {
@@ -346,7 +346,7 @@ func TestACgroupInUseIsNotTakenOver(t *testing.T) {
 	if err := c.Join(helper(t, "sleep", nil).Process.Pid); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Create(); err == nil || !strings.Contains(err.Error(), "in use") {
+	if err := again.Create(context.Background(), 0); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("one with a process: %v", err)
 	}
 	if _, err := os.Lstat(c.dirs[0]); err != nil {
@@ -699,7 +699,7 @@ func TestManyAtOnceShareAParentThatComesAndGoes(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if err := c.Create(); err != nil {
+				if err := c.Create(context.Background(), 0); err != nil {
 					t.Error(err)
 				}
 				if err := c.Delete(); err != nil {
@@ -720,7 +720,7 @@ func TestV2OnTheUnifiedHierarchy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Create(); err != nil {
+	if err := c.Create(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	dir, ok := c.V2Dir()
@@ -782,7 +782,7 @@ func TestV2OnTheUnifiedHierarchy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Create(); err == nil || !strings.HasPrefix(err.Error(), "linux.resources.pids.limit: open ") {
+		if err := c.Create(context.Background(), 0); err == nil || !strings.HasPrefix(err.Error(), "linux.resources.pids.limit: open ") {
 			t.Errorf("Create with limits: %v", err)
 		}
 		if _, err := os.Lstat(c.dirs[0]); err == nil {
@@ -800,7 +800,7 @@ func TestV2DevicesDenyAPartAsV1Does(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Create(); err != nil {
+	if err := c.Create(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := unix.Open(c.dirs[0], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -21,7 +21,6 @@ func TestValidateNamesTheField(t *testing.T) {
 		cfg   Config
 		field string
 	}{
-		{"systemd is not there yet", Config{ID: "a", Systemd: true}, "runtime option SystemdCgroup"},
 		{"an empty id", Config{}, "id"},
 		{"an id with a slash", Config{ID: "a/b"}, "id"},
 		{"the root", Config{ID: "a", Path: "/"}, "linux.cgroupsPath"},

@@ -129,7 +129,7 @@ func TestAFailedCreateLeavesNothingOnV2(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.Create(); err == nil || !strings.HasPrefix(err.Error(), x.want) {
+			if err := c.Create(context.Background(), 0); err == nil || !strings.HasPrefix(err.Error(), x.want) {
 				t.Errorf("Create: %v, want %s", err, x.want)
 			}
 			if _, err := os.Lstat(c.layout.hierarchies[0].dir + p); err == nil {

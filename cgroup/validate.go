@@ -20,25 +20,21 @@ type FieldError struct {
 func (e *FieldError) Error() string { return e.Field + ": " + e.Reason }
 
 // Unwrap says of what kind the error is.
-func (e *FieldError) Unwrap() error {
-	if e.Field == systemdField {
-		return errdefs.ErrNotImplemented
-	}
-	return errdefs.ErrInvalidArgument
-}
-
-const systemdField = "runtime option SystemdCgroup"
+func (e *FieldError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 // Validate finds what is wrong with a config whatever the host: what the host lacks is an error of New or Create. It
 // asks the host nothing. What runc accepts it accepts, unless the kernel would refuse it later with a bare EINVAL.
 func Validate(cfg Config) error {
 	if cfg.Systemd {
-		return &FieldError{systemdField, "the systemd cgroup driver is not supported yet; use cgroupfs (SystemdCgroup = false)"}
+		if _, err := newScope(cfg); err != nil {
+			return err
+		}
+		return validateResources(cfg.Resources)
 	}
 	if SystemdPath(cfg.Path) {
 		// As a directory's name it would be outside of everything that limits the pod.
 		return &FieldError{"linux.cgroupsPath", fmt.Sprintf("%q is a path for systemd's cgroup driver, but the runtime option SystemdCgroup is not set; "+
-			"set the cgroup driver of who asks (the kubelet, Docker, nerdctl) to cgroupfs", cfg.Path)}
+			"set it, or the cgroup driver of who asks (the kubelet, Docker, nerdctl) to cgroupfs", cfg.Path)}
 	}
 	if cfg.Path == "" && (cfg.ID == "" || cfg.ID == "." || cfg.ID == ".." || strings.ContainsAny(cfg.ID, "/\x00\n")) {
 		return &FieldError{"id", fmt.Sprintf("%q can't be the name of a cgroup", cfg.ID)}

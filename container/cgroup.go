@@ -90,12 +90,12 @@ func (c *Container) outOfMemory(err error) error {
 const cgroupMark = "rsys-cgroup"
 
 // makeCgroup makes the cgroup. The mark is there before it, so that whatever kills us, cleanup knows.
-func (c *Container) makeCgroup() error {
+func (c *Container) makeCgroup(ctx context.Context, holder int) error {
 	mark := filepath.Join(c.bundle, cgroupMark)
 	if err := os.WriteFile(mark, nil, 0o600); err != nil {
 		return err
 	}
-	if err := c.cgroup.Create(); err != nil {
+	if err := c.cgroup.Create(ctx, holder); err != nil {
 		return errors.Join(err, os.Remove(mark))
 	}
 	c.made = true

@@ -81,7 +81,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 			if c.Init != nil && c.Init.pty != nil {
 				c.Init.pty.Close()
 			}
-			err = errors.Join(c.outOfMemory(err), run.abandon(ctx), making.dropJoiner(ctx), c.removeCgroup())
+			err = errors.Join(c.outOfMemory(err), run.abandon(ctx), making.dropJoiner(ctx), making.dropHolder(ctx), c.removeCgroup())
 			c.runPoststop(context.WithoutCancel(ctx))
 			err = errors.Join(err, c.removeHostRootfs(), unmountHostMounts(c.spec, c.bundle))
 		}
@@ -121,7 +121,7 @@ func request(stdio Stdio) (req oci.Request) {
 }
 
 func cgroupConfig(id string, spec *specs.Spec, systemd bool) cgroup.Config {
-	cfg := cgroup.Config{ID: id, Systemd: systemd}
+	cfg := cgroup.Config{ID: id, Systemd: systemd, Annotations: spec.Annotations}
 	if spec.Linux != nil {
 		cfg.Path, cfg.Resources = spec.Linux.CgroupsPath, spec.Linux.Resources
 	}
@@ -135,12 +135,21 @@ type creation struct {
 	from   *rsys.Task
 	parent *rsys.Task // of the child, if the Plan has steps of one
 	joiner *namespaces.Joiner
+	holder *rsys.Task // in the cgroup, while the child is not
 }
 
 func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 	switch s.Name {
 	case oci.CgroupCreate:
-		return k.c.makeCgroup()
+		return k.makeCgroup(ctx)
+	case oci.CgroupJoin:
+		if err := r.joinCgroup(ctx, k.c.cgroup); err != nil {
+			return err
+		}
+		if err := k.dropHolder(ctx); err != nil {
+			return err
+		}
+		return k.c.cgroup.Settle(ctx)
 	case oci.JoinPID:
 		k.joiner, err = namespaces.JoinPID(ctx, k.from, s.About, k.c.isolation)
 		return err
@@ -193,6 +202,31 @@ func (k *creation) clone(ctx context.Context, r *run, flags uint64) error {
 	if task != nil {
 		r.cloned(task)
 	}
+	return err
+}
+
+// makeCgroup makes the cgroup. One that systemd makes has a process in it from the beginning, and ends when it has
+// none. That is one of ours, which does nothing, until the child is there: so the child is born into its cgroup as it is into any
+// other. It has memory of its own, for it is under the container's limits.
+func (k *creation) makeCgroup(ctx context.Context) (err error) {
+	pid := 0
+	if k.c.cgroup.NeedsHolder() {
+		if k.holder, err = namespaces.Spawn(ctx, k.from, 0, nil); err != nil {
+			return fmt.Errorf("a process to hold the scope: %w", err)
+		}
+		pid = k.holder.Pid()
+	}
+	return k.c.makeCgroup(ctx, pid)
+}
+
+func (k *creation) dropHolder(ctx context.Context) error {
+	h := k.holder
+	k.holder = nil
+	if h == nil {
+		return nil
+	}
+	h.Kill()
+	_, err := h.Child.Wait(ctx)
 	return err
 }
 

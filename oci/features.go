@@ -31,6 +31,8 @@ func Features(host Host) *features.Features {
 		OCIVersionMax: specs.Version,
 		Hooks:         []string{},
 		MountOptions:  knownMountOptions(),
+		// A property of a scope can be a command that systemd runs as root.
+		PotentiallyUnsafeConfigAnnotations: []string{"org.systemd.property."},
 		Linux: &features.Linux{
 			Namespaces:   []string{},
 			Capabilities: []string{},
