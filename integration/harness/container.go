@@ -92,6 +92,9 @@ func (c *Container) Create(opts ...client.NewTaskOpts) {
 
 // TryCreate is Create with an error.
 func (c *Container) TryCreate(opts ...client.NewTaskOpts) error {
+	if Systemd() {
+		opts = append([]client.NewTaskOpts{WithSystemdCgroup}, opts...)
+	}
 	task, err := c.NewTask(c.Ctx, c.IO.creator(c.Daemon), opts...)
 	if err != nil {
 		return err

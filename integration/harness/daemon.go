@@ -290,6 +290,7 @@ func (d *Daemon) Stop() {
 			_ = unix.Unmount(m, unix.MNT_DETACH)
 		}
 	}
+	_ = exec.Command("systemctl", "stop", d.Slice()).Run() // where there is one
 	for _, dir := range cgroupDirs(d.cgroup()) {
 		_ = unix.Rmdir(dir)
 	}

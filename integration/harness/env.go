@@ -138,6 +138,9 @@ func (e *Env) TryContainer(id string, args []string, opts ...oci.SpecOpts) (*Con
 	all := append([]oci.SpecOpts{oci.WithImageConfigArgs(img, args), seccomp.WithDefaultProfile()}, opts...)
 	// The profile is made to fit the capabilities, which opts may change.
 	all = append(all, refitSeccomp)
+	if Systemd() {
+		all = append(all, e.inScope)
+	}
 	record, err := e.Client.NewContainer(e.Ctx, id,
 		client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(id, img),
 		client.WithRuntime(Runtime(), e.RuntimeOptions), client.WithNewSpec(all...))

@@ -110,9 +110,27 @@ func settle(flags uintptr) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("make / shared: %w", err)
 	}
+	// Where the host's systemd is asked, if it runs one.
+	kept := map[string]int{}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		for _, dir := range []string{"/run/systemd", "/run/dbus"} {
+			if fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err == nil {
+				kept[dir] = fd
+			}
+		}
+	}
 	// containerd's place for shims' sockets is fixed, /run/containerd/s.
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("private /run: %w", err)
+	}
+	for dir, fd := range kept {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("the host's %s: %w", dir, err)
+		}
+		unix.Close(fd)
 	}
 	if flags&unix.CLONE_NEWNET != 0 {
 		// /sys stays, and shows the other namespace's devices: plugins ask by netlink.

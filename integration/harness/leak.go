@@ -24,7 +24,7 @@ func (d *Daemon) Snapshot() Snapshot {
 		s["mount "+line] = true
 	}
 	for _, dir := range cgroupDirs(d.cgroup()) {
-		if filepath.Base(dir) != d.cgroup() { // the parent of all stays
+		if base := filepath.Base(dir); base != d.cgroup() && base != d.Slice() { // the parent of all stays
 			s["cgroup "+dir] = true
 		}
 	}

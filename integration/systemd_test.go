@@ -1,0 +1,341 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/rsys-io/rsys/integration/harness"
+)
+
+func TestSystemdsCgroupDriverIsRefusedWhereSystemdIsNotTheInit(t *testing.T) {
+	if harness.HasSystemd() {
+		t.Skip("systemd is the init of this host")
+	}
+	e := start(t)
+	c := e.Container(harness.Sleep(), oci.WithCgroup(e.ScopePath("x")))
+	err := c.TryCreate(harness.WithSystemdCgroup)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "SystemdCgroup: systemd is not the init of this host") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// withSystemd begins a test that needs systemd.
+func withSystemd(t *testing.T) *harness.Env {
+	t.Helper()
+	if !harness.HasSystemd() {
+		t.Skip("systemd is not the init of this host; hack/vm-test runs this where it is")
+	}
+	return start(t)
+}
+
+// scope makes a container that is a scope of this name.
+func scope(e *harness.Env, name string, args []string, opts ...oci.SpecOpts) *harness.Container {
+	return e.Container(args, append(opts, oci.WithCgroup(e.ScopePath(name)))...)
+}
+
+// runScope creates and starts it.
+func runScope(c *harness.Container) *harness.Container {
+	c.Helper()
+	c.Create(harness.WithSystemdCgroup)
+	c.Start()
+	return c
+}
+
+func systemctl(e *harness.Env, args ...string) string {
+	e.Helper()
+	out, err := exec.CommandContext(e.Ctx, "systemctl", args...).CombinedOutput()
+	e.Must(err, "systemctl %v: %s", args, out)
+	return strings.TrimSpace(string(out))
+}
+
+// property is one of a unit's, as systemctl shows it.
+func property(e *harness.Env, unit, name string) string {
+	e.Helper()
+	return systemctl(e, "show", "-p", name, "--value", unit)
+}
+
+// scopeFile reads a file of a scope's cgroup, on v2.
+func scopeFile(e *harness.Env, unit, name string) string {
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", e.SliceDir(), unit, name))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func checkFiles(e *harness.Env, when, unit string, want map[string]string) {
+	e.Helper()
+	for name, value := range want {
+		if got := scopeFile(e, unit, name); got != value {
+			e.Errorf("%s: %s is %q, want %q", when, name, got, value)
+		}
+	}
+}
+
+func needsV2(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		t.Skip("looks at files of cgroup v2")
+	}
+}
+
+// limited are limits of every kind that systemd has a property for, and some that it has none for.
+func limited() oci.SpecOpts {
+	return change(func(s *oci.Spec) {
+		limit, low, swap, pids := int64(64<<20), int64(8<<20), int64(64<<20), int64(40)
+		shares, quota, period, burst := uint64(512), int64(12345), uint64(50000), uint64(2000)
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Reservation: &low, Swap: &swap}
+		s.Linux.Resources.CPU = &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period, Burst: &burst, Cpus: "1", Mems: "0"}
+		s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+		s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
+		s.Linux.Resources.Unified = map[string]string{"memory.high": "50331648"}
+	})
+}
+
+// inFiles is limited as the kernel has it. The quota is 24.69 % of a processor, of which systemd keeps whole percents.
+var inFiles = map[string]string{
+	"memory.max": "67108864", "memory.low": "8388608", "memory.swap.max": "0", "memory.high": "50331648", "pids.max": "40",
+	"cpu.weight": "59", "cpu.max": "12500 50000", "cpu.max.burst": "2000", "cpuset.cpus": "1", "cpuset.mems": "0", "hugetlb.2MB.max": "4194304",
+}
+
+func TestAScopeHasWhatTheConfigSays(t *testing.T) {
+	needsV2(t)
+	e := withSystemd(t)
+	const unit = "rsys-what.scope"
+	c := runScope(scope(e, "what", harness.Sh("cat /proc/self/cgroup", "sleep 3600"), limited(), oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace})))
+	e.Eventually("it tells", func() bool { return c.IO.Stdout.String() != "" })
+	if got := c.IO.Stdout.String(); got != "0::/\n" {
+		t.Errorf("inside, its cgroup is %q: its namespace was not made in its cgroup", got)
+	}
+	cgroup, err := os.ReadFile("/proc/" + strconv.Itoa(int(c.Task.Pid())) + "/cgroup")
+	e.Must(err, "read its cgroup")
+	if want := "0::" + e.SliceDir() + "/" + unit + "\n"; string(cgroup) != want {
+		t.Errorf("it is in %q, want %q", cgroup, want)
+	}
+	checkFiles(e, "at first", unit, inFiles)
+	for name, want := range map[string]string{
+		"ActiveState": "active", "Slice": e.Slice(), "Delegate": "yes", "DefaultDependencies": "no", "CollectMode": "inactive-or-failed", "Transient": "yes",
+		"MemoryMax": "67108864", "MemoryLow": "8388608", "MemorySwapMax": "0", "MemoryHigh": "50331648", "TasksMax": "40", "CPUWeight": "59",
+		"CPUQuotaPerSecUSec": "250ms", "CPUQuotaPeriodUSec": "50ms", "AllowedCPUs": "1", "AllowedMemoryNodes": "0", "DevicePolicy": "strict",
+		"MemoryAccounting": "yes", "CPUAccounting": "yes", "IOAccounting": "yes", "TasksAccounting": "yes",
+	} {
+		if got := property(e, unit, name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if got := scopeFile(e, unit, "cgroup.procs"); got != strconv.Itoa(int(c.Task.Pid())) {
+		t.Errorf("in the cgroup are %q, want the container's process %d alone", got, c.Task.Pid())
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+	c.Delete()
+	if got := property(e, unit, "LoadState"); got != "not-found" {
+		t.Errorf("after its delete the unit is %q", got)
+	}
+}
+
+// TestAScopeKeepsItsLimits has systemd write all that it knows to all cgroups again.
+func TestAScopeKeepsItsLimits(t *testing.T) {
+	needsV2(t)
+	const unit = "rsys-keeps.scope"
+	device := "dd if=/dev/zero of=/dev/null bs=1 count=1 2>/dev/null && echo -n zero; mknod /tmp/kmsg c 1 11; dd if=/tmp/kmsg of=/dev/null count=1 2>/dev/null || echo -n ,nothing"
+	for _, again := range []string{"daemon-reload", "daemon-reexec"} {
+		t.Run(again, func(t *testing.T) {
+			e := withSystemd(t)
+			c := runScope(scope(e, "keeps", harness.Sleep(), limited(), oci.WithAddedCapabilities([]string{"CAP_MKNOD"})))
+			devices := func(when string) {
+				t.Helper()
+				if got := c.RunExec("sh", "-c", device+"; rm /tmp/kmsg"); got.Stdout != "zero,nothing" {
+					t.Errorf("%s: of devices it can use %+v", when, got)
+				}
+			}
+			devices("at first")
+			systemctl(e, again)
+			checkFiles(e, "after "+again, unit, inFiles)
+			devices("after " + again)
+			if got := property(e, unit, "ActiveState"); got != "active" {
+				t.Errorf("it is %s", got)
+			}
+			limit, pids, weight := int64(48<<20), int64(30), uint64(1024)
+			e.Must(c.Task.Update(e.Ctx, client.WithResources(&specs.LinuxResources{
+				Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}, Pids: &specs.LinuxPids{Limit: &pids}, CPU: &specs.LinuxCPU{Shares: &weight},
+			})), "update")
+			updated := map[string]string{"memory.max": "50331648", "pids.max": "30", "cpu.weight": "100", "cpu.max": "12500 50000", "memory.low": "8388608", "cpuset.cpus": "1"}
+			checkFiles(e, "after an update", unit, updated)
+			systemctl(e, again)
+			checkFiles(e, "after an update and "+again, unit, updated)
+			for name, want := range map[string]string{"MemoryMax": "50331648", "TasksMax": "30", "CPUWeight": "100"} {
+				if got := property(e, unit, name); got != want {
+					t.Errorf("%s is %s, want %s", name, got, want)
+				}
+			}
+			devices("after an update")
+			e.Must(c.Task.Pause(e.Ctx), "pause")
+			if got := scopeFile(e, unit, "cgroup.freeze"); got != "1" {
+				t.Errorf("paused, cgroup.freeze is %s", got)
+			}
+			systemctl(e, again)
+			if got := scopeFile(e, unit, "cgroup.freeze"); got != "1" {
+				t.Errorf("after %s, cgroup.freeze is %s", again, got)
+			}
+			e.Must(c.Task.Resume(e.Ctx), "resume")
+		})
+	}
+}
+
+func TestAnUpdateThatTheKernelRefusesIsTakenBackFromSystemdToo(t *testing.T) {
+	needsV2(t)
+	e := withSystemd(t)
+	const unit = "rsys-back.scope"
+	c := runScope(scope(e, "back", harness.Sleep(), limited()))
+	pids := int64(20)
+	err := c.Task.Update(e.Ctx, client.WithResources(&specs.LinuxResources{
+		Pids: &specs.LinuxPids{Limit: &pids}, Unified: map[string]string{"memory.no-such-file": "1"},
+	}))
+	if err == nil || !strings.Contains(err.Error(), "linux.resources.unified[memory.no-such-file]") {
+		t.Fatalf("got %v", err)
+	}
+	checkFiles(e, "after it", unit, inFiles)
+	systemctl(e, "daemon-reload")
+	checkFiles(e, "after daemon-reload", unit, inFiles)
+	if got := property(e, unit, "TasksMax"); got != "40" {
+		t.Errorf("TasksMax is %s", got)
+	}
+}
+
+func TestAScopeWithoutAPathIsInSystemSlice(t *testing.T) {
+	e := withSystemd(t)
+	c := e.Container(harness.Sleep(), oci.WithCgroup(""))
+	runScope(c)
+	unit := "rsys-" + c.ID() + ".scope"
+	if got := property(e, unit, "ControlGroup"); got != "/system.slice/"+unit {
+		t.Errorf("it is %q", got)
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(int(c.Task.Pid())) + "/cgroup")
+	if err != nil || !strings.Contains(string(data), "/system.slice/"+unit+"\n") {
+		t.Errorf("it is in %q, %v", data, err)
+	}
+}
+
+func TestAScopeIsBornWithAPidsLimitOfOne(t *testing.T) {
+	needsV2(t)
+	e := withSystemd(t)
+	c := scope(e, "one", []string{"sleep", "3600"}, oci.WithPidsLimit(1))
+	c.Create(harness.WithSystemdCgroup)
+	for _, when := range []string{"created", "running"} {
+		checkFiles(e, when, "rsys-one.scope", map[string]string{"pids.max": "1", "pids.current": "1"})
+		if got := property(e, "rsys-one.scope", "TasksMax"); got != "1" {
+			t.Errorf("%s: TasksMax is %s", when, got)
+		}
+		if when == "created" {
+			c.Start()
+		}
+	}
+}
+
+func TestAnnotationsAreProperties(t *testing.T) {
+	e := withSystemd(t)
+	annotated := func(name, value string) oci.SpecOpts {
+		return oci.WithAnnotations(map[string]string{"org.systemd.property." + name: value})
+	}
+	runScope(scope(e, "ann", harness.Sleep(), annotated("TimeoutStopSec", "123"), annotated("CollectMode", "'inactive'"), annotated("MemoryMin", "uint64 4194304")))
+	for name, want := range map[string]string{"TimeoutStopUSec": "2min 3s", "CollectMode": "inactive", "MemoryMin": "4194304"} {
+		if got := property(e, "rsys-ann.scope", name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	for name, bad := range map[string]oci.SpecOpts{
+		"no value":              annotated("TimeoutStopSec", ""),
+		"not a number":          annotated("TimeoutStopSec", "'x'"),
+		"not a name":            annotated("Timeout-Stop", "1"),
+		"systemd knows it not":  annotated("NoSuchThing", "1"),
+		"systemd won't have it": annotated("TasksMax", "'many'"),
+	} {
+		err := scope(e, "bad", harness.Sleep(), bad).TryCreate(harness.WithSystemdCgroup)
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := property(e, "rsys-bad.scope", "LoadState"); got != "not-found" {
+			t.Errorf("%s: the unit is %q", name, got)
+		}
+	}
+}
+
+func TestAPathThatIsNotAScopesIsRefused(t *testing.T) {
+	e := withSystemd(t)
+	for _, path := range []string{"/default/x", "a:b", "a.slice:b:c:d", "a:b:c", "a/b.slice:c:d", "a--b.slice:c:d", "a.slice:b:c d", "a.slice:b:c.slice", "a.slice:b:"} {
+		err := e.Container(harness.Sleep(), oci.WithCgroup(path)).TryCreate(harness.WithSystemdCgroup)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "linux.cgroupsPath: ") {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
+func TestAScopeThatExistsIsNotTakenNorHarmed(t *testing.T) {
+	needsV2(t)
+	e := withSystemd(t)
+	first := runScope(scope(e, "twice", harness.Sleep()))
+	err := scope(e, "twice", harness.Sleep()).TryCreate(harness.WithSystemdCgroup)
+	if !errdefs.IsAlreadyExists(err) {
+		t.Errorf("got %v", err)
+	}
+	if got := first.RunExec("echo", "alive"); got.Stdout != "alive\n" {
+		t.Errorf("the first one then: %+v", got)
+	}
+	if got := property(e, "rsys-twice.scope", "ActiveState"); got != "active" {
+		t.Errorf("the first one's unit is %s", got)
+	}
+}
+
+func TestAScopeIsGoneAfterItsShimWasKilled(t *testing.T) {
+	for _, state := range []string{"created", "running", "paused"} {
+		t.Run(state, func(t *testing.T) {
+			if !harness.HasSystemd() {
+				t.Skip("systemd is not the init of this host; hack/vm-test runs this where it is")
+			}
+			e := startToKill(t)
+			c := scope(e, "killed", harness.Sleep())
+			c.Create(harness.WithSystemdCgroup)
+			if state != "created" {
+				c.Start()
+			}
+			if state == "paused" {
+				e.Must(c.Task.Pause(e.Ctx), "pause")
+			}
+			e.Must(syscall.Kill(shims(e)[0], syscall.SIGKILL), "kill the shim")
+			e.Eventually("the unit is gone", func() bool { return property(e, "rsys-killed.scope", "LoadState") == "not-found" })
+			e.Eventually("the task can be deleted", func() bool {
+				task, err := c.Container.Task(e.Ctx, nil)
+				if err == nil {
+					_, err = task.Delete(e.Ctx)
+				}
+				return err == nil || errdefs.IsNotFound(err)
+			})
+			c.Task.IO().Cancel()
+			c.Task.IO().Close()
+			c.Task = nil
+		})
+	}
+}
+
+func TestAScopeEndsWithItsLastProcess(t *testing.T) {
+	e := withSystemd(t)
+	events := record(e)
+	c := runScope(scope(e, "ends", harness.Sh("tail /dev/zero"), oci.WithMemoryLimit(16<<20), oci.WithMemorySwap(16<<20)))
+	if got := c.Wait(); got.Code != 137 {
+		t.Errorf("got %+v", got)
+	}
+	events.eventually("an oom event", func(seen []string) bool { return slices.Contains(seen, "oom "+c.ID()) })
+	// Nobody has deleted the task.
+	e.Eventually("the unit is gone", func() bool { return property(e, "rsys-ends.scope", "LoadState") == "not-found" })
+	c.Delete()
+}
