@@ -121,17 +121,27 @@ func (p *processState) start(ctx context.Context) error {
 	return err
 }
 
-// stopped says of what went wrong in an exec whose container has stopped that this is why.
+// endTime bounds the wait for the end of an init that has begun to end: the kernel first ends all others in its PID namespace.
+const endTime = 2 * time.Second
+
+// stopped says of what went wrong in an exec whose container has stopped that this is why. The failure
+// may be there before the end is: from its first moment on the kernel refuses what is asked of the namespaces, as ENOENT, ESRCH or ENOMEM.
 func (c *Container) stopped(p *processState, err error) error {
 	if c.Init == nil || p == &c.Init.processState {
 		return err
 	}
 	select {
 	case <-c.Init.exited():
-		return fmt.Errorf("container has stopped: %w: %w", errdefs.ErrFailedPrecondition, err)
 	default:
-		return err
+		if err == nil || !c.Init.child.Ending() {
+			return err
+		}
+		select {
+		case <-c.Init.exited():
+		case <-time.After(endTime):
+		}
 	}
+	return fmt.Errorf("container has stopped: %w: %w", errdefs.ErrFailedPrecondition, err)
 }
 
 func (p *processState) startRun(ctx context.Context, r *run) error {

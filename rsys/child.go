@@ -186,6 +186,22 @@ func (c *Child) Wait(ctx context.Context) (ExitStatus, error) {
 // Status is how the process ended and when we saw it. It may be called when Exited is closed.
 func (c *Child) Status() (ExitStatus, time.Time) { return c.status, c.at }
 
+// Ending reports whether the process has begun to end: it may not be a zombie for long yet, if it is the first of a PID
+// namespace and others have to go before it, but nothing can be done in its namespaces any more.
+func (c *Child) Ending() bool {
+	select {
+	case <-c.exited:
+		return true
+	default:
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(c.pid) + "/stat")
+	if err != nil {
+		return true // reaped, and about to be told of
+	}
+	st, err := parseStat(stat)
+	return err == nil && st.flags&pfExiting != 0
+}
+
 // Usage is what the process and those that it reaped used. It may be called when Exited is closed.
 func (c *Child) Usage() unix.Rusage { return c.usage }
 
