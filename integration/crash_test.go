@@ -225,8 +225,10 @@ func TestAShimThatIsKilledDuringCreateOrStartLeavesNothing(t *testing.T) {
 			}
 			select {
 			case err := <-done:
-				if err != nil && c.Task == nil {
-					// A shim that containerd had not yet connected to is one that it does not ask to be deleted.
+				// A shim that was killed between the answer of its start and containerd's connecting to it is one that containerd 1.7
+				// and 2.4 do not ask to be deleted: binary.Start returns makeConnection's error, startShim that as "start failed", and only
+				// the bundle is removed. The socket then stays until the next start of the same ID.
+				if err != nil && c.Task == nil && strings.Contains(err.Error(), "start failed") {
 					t.Logf("create: %v", err)
 					e.MayLeave("socket /run/containerd/s/")
 				}
