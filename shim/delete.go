@@ -49,11 +49,13 @@ func deleteVerb(flags *bootstrap.Flags, out io.Writer) error {
 	if exit.At.IsZero() {
 		exit = container.Exit{Status: killedExit, At: time.Now()}
 	}
-	if data, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
-		if path, ok := strings.CutPrefix(string(data), "unix://"); ok {
-			// A group's shim may well be alive: then this is about one container's failed start.
-			if err := bootstrap.RemoveDead(path); err != nil {
-				fmt.Fprintln(os.Stderr, err)
+	for _, name := range []string{"address", bootstrap.DebugAddress} {
+		if data, err := os.ReadFile(filepath.Join(bundle, name)); err == nil {
+			if path, ok := strings.CutPrefix(string(data), "unix://"); ok {
+				// A group's shim may well be alive: then this is about one container's failed start.
+				if err := bootstrap.RemoveDead(path); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
 			}
 		}
 	}

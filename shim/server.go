@@ -45,6 +45,11 @@ func serve(flags *bootstrap.Flags) error {
 		return err
 	}
 	defer listener.Close()
+	if l := debugListener(flags.DebugSocket); l != nil {
+		defer l.Close()
+		defer removeSocket(l)
+		go serveDebug(l)
+	}
 
 	done := make(chan struct{})
 	events := newPublisher(os.Getenv("TTRPC_ADDRESS"), flags.Namespace)
@@ -134,7 +139,11 @@ func inheritedListener(path string) (*net.UnixListener, error) {
 		}
 		return l, nil
 	}
-	f := os.NewFile(listenFD, "socket")
+	return listenerOf(listenFD)
+}
+
+func listenerOf(fd uintptr) (*net.UnixListener, error) {
+	f := os.NewFile(fd, "socket")
 	defer f.Close()
 	l, err := net.FileListener(f)
 	if err != nil {
@@ -179,12 +188,15 @@ func openLog(flags *bootstrap.Flags) {
 
 // handleSignals keeps a shim, and so its containers, alive when it is told to end together with
 // containerd. One without containers goes. SIGPIPE is caught, not ignored, as an ignored
-// signal would be inherited by containers.
+// signal would be inherited by containers. SIGUSR1 has the stacks of all goroutines logged.
 func handleSignals(svc *service) {
 	ch := make(chan os.Signal, 8)
-	signal.Notify(ch, unix.SIGTERM, unix.SIGINT, unix.SIGPIPE)
+	signal.Notify(ch, unix.SIGTERM, unix.SIGINT, unix.SIGPIPE, unix.SIGUSR1)
 	for sig := range ch {
-		if sig != unix.SIGPIPE && svc.idle() {
+		switch {
+		case sig == unix.SIGUSR1:
+			dumpStacks()
+		case sig != unix.SIGPIPE && svc.idle():
 			svc.shutdown()
 		}
 	}

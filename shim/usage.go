@@ -31,7 +31,8 @@ For containerd:
   -debug                         log everything
   -log-level LEVEL               error, warn, info or debug; goes before -debug
   -socket PATH                   listen there, called by hand
-  -publish-binary, -debug-socket are ignored
+  -debug-socket PATH             answer pprof there
+  -publish-binary                is ignored
 
 Documentation: https://github.com/rsys-io/rsys
 `

@@ -49,9 +49,10 @@ func Start(args, env []string, input []byte) (answer []byte, err error) {
 	if err != nil {
 		return nil, wrap("get the bundle's path", err)
 	}
-	path := flags.Socket
+	path, group := flags.Socket, ""
 	if path == "" {
-		path = SocketPath(req.socketDir, flags.Address, flags.Namespace, bundleGroup(bundle, flags.ID))
+		group = bundleGroup(bundle, flags.ID)
+		path = SocketPath(req.socketDir, flags.Address, flags.Namespace, group)
 	}
 	if len(path) > maxSocketPath {
 		return nil, failure("socket path " + path + " is longer than " + strconv.Itoa(maxSocketPath) + " bytes")
@@ -67,19 +68,58 @@ func Start(args, env []string, input []byte) (answer []byte, err error) {
 		return nil, err
 	}
 	if fd >= 0 {
-		pid, err := startServer(bundle, flags, req, env, fd)
+		debug, err := listenDebug(bundle, flags, req, group)
+		if err != nil {
+			syscall.Unlink(path)
+			return nil, err
+		}
+		pid, err := startServer(bundle, flags, req, env, fd, debug)
 		syscall.Close(fd)
 		if err != nil {
+			debug.remove()
 			syscall.Unlink(path)
 			return nil, err
 		}
 		if err := writeFile(bundle+"/shim.pid", strconv.Itoa(pid)); err != nil {
 			syscall.Kill(pid, syscall.SIGKILL)
+			debug.remove()
 			syscall.Unlink(path)
 			return nil, err
 		}
 	}
 	return req.answer(address), nil
+}
+
+// DebugAddress is the file of a bundle that says where its shim has its debug socket, if it has one.
+const DebugAddress = "debug-address"
+
+// A debugSocket is where a shim that logs everything answers ctr's pprof; its fd is -1 if there is none.
+type debugSocket struct {
+	path string
+	fd   int
+}
+
+func (d debugSocket) remove() {
+	if d.fd >= 0 {
+		syscall.Unlink(d.path)
+	}
+}
+
+// listenDebug makes it, where containerd's runc shim has it: ctr finds it there. Who comes to a shim that has one need not know.
+func listenDebug(bundle string, flags *Flags, req *request, group string) (debugSocket, error) {
+	d := debugSocket{flags.DebugSocket, -1}
+	if d.path == "" {
+		if group == "" || req.logLevel != "debug" && (req.logLevel != "" || !req.debug) {
+			return d, nil
+		}
+		d.path = SocketPath(req.socketDir, flags.Address, flags.Namespace, group+"/debug")
+	}
+	// For the delete verb.
+	err := writeFile(bundle+"/"+DebugAddress, "unix://"+d.path)
+	if err == nil {
+		d.fd, err = listen(d.path)
+	}
+	return d, err
 }
 
 // bundleGroup is the name that the containers of one shim have in common. A config.json that can't be

@@ -96,7 +96,7 @@ const (
 
 // startServer starts this very program once more, as the server: a session of its own, so that
 // nothing sent to containerd's reaches it, the bundle as working directory, the socket as descriptor 3.
-func startServer(bundle string, flags *Flags, req *request, env []string, socket int) (pid int, err error) {
+func startServer(bundle string, flags *Flags, req *request, env []string, socket int, debug debugSocket) (pid int, err error) {
 	self, err := readLink("/proc/self/exe")
 	if err != nil {
 		return 0, err
@@ -113,6 +113,12 @@ func startServer(bundle string, flags *Flags, req *request, env []string, socket
 	if req.logLevel != "" {
 		argv = append(argv, "-log-level", req.logLevel)
 	}
+	files := []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(socket)}
+	if debug.fd >= 0 {
+		defer syscall.Close(debug.fd)
+		argv = append(argv, "-debug-socket", debug.path)
+		files = append(files, uintptr(debug.fd))
+	}
 	if lookup(env, "SCHED_CORE") != "" {
 		// The cookie is inherited by the server and by every container.
 		_, _, e := syscall.RawSyscall6(syscall.SYS_PRCTL, prSchedCore, schedCoreCreate, 0, schedCorePIDGroup, 0, 0)
@@ -123,7 +129,7 @@ func startServer(bundle string, flags *Flags, req *request, env []string, socket
 	pid, _, err = syscall.StartProcess(self, argv, &syscall.ProcAttr{
 		Dir:   bundle,
 		Env:   serverEnv(env, req.ttrpc),
-		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(socket)},
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
