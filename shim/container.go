@@ -34,7 +34,7 @@ type containerTask struct {
 }
 
 func (c *containerTask) ioOptions() ioOptions {
-	return ioOptions{id: c.id, namespace: c.s.namespace, uid: c.ioUID, gid: c.ioGID}
+	return ioOptions{id: c.id, namespace: c.s.namespace, uid: c.ioUID, gid: c.ioGID, streams: c.s.streams}
 }
 
 // process finds the task itself or, by its ID, an exec'd process.

@@ -103,6 +103,7 @@ func newServer(svc *service) (*ttrpc.Server, error) {
 	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
 		server.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
 	}
+	server.RegisterService(streamingService, svc.streams.desc())
 	return server, nil
 }
 

@@ -38,6 +38,7 @@ type service struct {
 	namespace string
 	runtime   containerRuntime
 	events    eventSender
+	streams   *streams
 	// shutdown is called once, when containerd has asked for it and there are no containers.
 	shutdown func()
 	// settled is called when a change has left garbage behind.
@@ -50,7 +51,7 @@ type service struct {
 
 func newService(namespace string, rt containerRuntime, events eventSender, shutdown, settled func()) *service {
 	return &service{
-		namespace: namespace, runtime: rt, events: events, shutdown: shutdown, settled: settled,
+		namespace: namespace, runtime: rt, events: events, streams: newStreams(), shutdown: shutdown, settled: settled,
 		containers: make(map[string]*containerTask),
 	}
 }

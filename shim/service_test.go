@@ -426,7 +426,8 @@ func TestCreateErrors(t *testing.T) {
 	h.wantCode("no config", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Bundle = t.TempDir() }), codes.InvalidArgument)
 	h.wantCode("checkpoint", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Checkpoint = "/x" }), codes.Unimplemented)
 	h.wantCode("binary name", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Options = binaryName }), codes.InvalidArgument)
-	h.wantCode("streaming", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "streaming://x" }), codes.Unimplemented)
+	h.wantCode("stream by grpc", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "grpc+vsock://3:1/?streaming_id=x" }), codes.Unimplemented)
+	h.wantCode("stream without ID", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "ttrpc+unix:///s" }), codes.InvalidArgument)
 	h.wantCode("scheme", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "gopher://x" }), codes.InvalidArgument)
 	h.rt.createErr = errdefs.ErrNotFound
 	h.wantCode("runtime", req(`{}`, nil), codes.NotFound)

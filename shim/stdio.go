@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/container"
@@ -26,6 +25,7 @@ type stdioPaths struct {
 type ioOptions struct {
 	id, namespace string
 	uid, gid      int
+	streams       *streams
 }
 
 // A processIO is the shim's side of a process's standard streams. Without a terminal the
@@ -39,6 +39,9 @@ type processIO struct {
 	outs   []*outputFifo
 	logger *logger
 	term   *terminal
+
+	inStream   *inputStream
+	outStreams []*outputStream
 	// sink and input are what a terminal is copied to and from.
 	sink, input *os.File
 
@@ -64,6 +67,9 @@ func openIO(ctx context.Context, paths stdioPaths, opts ioOptions) (_ *processIO
 	if paths.Stdout == "" && paths.Stderr == "" {
 		return pio, nil
 	}
+	if _, ok, _ := streamName(paths.Stdout); ok {
+		return pio, pio.openOutputStreams(paths, opts)
+	}
 	u, err := url.Parse(paths.Stdout)
 	if err != nil {
 		return nil, invalid("stdout: %v", err)
@@ -76,8 +82,6 @@ func openIO(ctx context.Context, paths stdioPaths, opts ioOptions) (_ *processIO
 		err = pio.openFile(u.Path, paths, opts)
 	case "binary", "binary-v2":
 		err = pio.startLogger(ctx, u, paths, opts)
-	case "streaming":
-		return nil, fmt.Errorf("stdout: streaming i/o: %w", errdefs.ErrNotImplemented)
 	default:
 		return nil, invalid("stdout: unknown scheme %q", u.Scheme)
 	}
@@ -97,6 +101,11 @@ func trimScheme(path string) string {
 }
 
 func (pio *processIO) openStdin(paths stdioPaths, opts ioOptions) error {
+	if id, ok, err := streamName(paths.Stdin); err != nil {
+		return err
+	} else if ok {
+		return pio.openInputStream(id, paths, opts)
+	}
 	in, file, err := openInput(trimScheme(paths.Stdin), paths.Terminal)
 	if err != nil {
 		return err
@@ -214,6 +223,7 @@ func (pio *processIO) exited() {
 		return
 	}
 	pio.ended = true
+	pio.inStream.close()
 	if pio.term != nil {
 		pio.term.exited()
 		return // its output has yet to pass
@@ -222,11 +232,38 @@ func (pio *processIO) exited() {
 	for _, out := range pio.outs {
 		out.release()
 	}
+	for _, out := range pio.outStreams {
+		out.exited()
+	}
 }
 
-// drain waits until a terminal's output has been written.
+// drain waits until the output that passes through here has been written: a terminal's, and what goes to streams.
 func (pio *processIO) drain(limit time.Duration) bool {
-	if pio == nil || pio.term == nil {
+	if pio == nil {
+		return true
+	}
+	end := time.Now().Add(limit)
+	return pio.drainTerminal(limit) && pio.drainStreams(time.Until(end))
+}
+
+func (pio *processIO) drainStreams(limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for _, out := range pio.outStreams {
+		if !out.streams.has(out.id) {
+			continue // what is left is kept until close, for a client that comes again
+		}
+		select {
+		case <-out.drained:
+		case <-timer.C:
+			return false
+		}
+	}
+	return true
+}
+
+func (pio *processIO) drainTerminal(limit time.Duration) bool {
+	if pio.term == nil {
 		return true
 	}
 	if !pio.term.drain(limit) {
@@ -245,6 +282,7 @@ func (pio *processIO) closeStdin() {
 		return
 	}
 	pio.stdin.close()
+	pio.inStream.close()
 }
 
 // close ends everything.
@@ -260,6 +298,7 @@ func (pio *processIO) close() {
 	pio.closed = true
 	pio.mu.Unlock()
 	pio.stdin.close()
+	pio.inStream.close()
 	if pio.term != nil {
 		pio.term.close()
 	}
@@ -269,6 +308,9 @@ func (pio *processIO) close() {
 		}
 	}
 	for _, out := range pio.outs {
+		out.close()
+	}
+	for _, out := range pio.outStreams {
 		out.close()
 	}
 	if pio.logger != nil {
