@@ -43,6 +43,11 @@ type streamIO struct {
 func shimAddress(e *harness.Env, id string) string {
 	e.Helper()
 	data, err := os.ReadFile(filepath.Join(e.Daemon.Bundle(id), "bootstrap.json"))
+	if os.IsNotExist(err) { // containerd 1.7
+		data, err = os.ReadFile(filepath.Join(e.Daemon.Bundle(id), "address"))
+		e.Must(err, "the shim's address")
+		return strings.TrimPrefix(string(data), "unix://")
+	}
 	e.Must(err, "the shim's address")
 	var b struct{ Address string }
 	e.Must(json.Unmarshal(data, &b), "bootstrap.json")
