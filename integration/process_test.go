@@ -3,6 +3,8 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -204,5 +206,56 @@ func TestTheAppArmorProfileIsTheOneAskedFor(t *testing.T) {
 	}
 	if !peer() && !strings.Contains(err.Error(), "process.apparmorProfile (rsys-there-is-none): attr: write: ENOENT") {
 		t.Errorf("a profile that is not loaded: %v", err)
+	}
+}
+
+// rsysProfile lets a program do what it likes, but for one file.
+const rsysProfile = `profile rsys-test flags=(attach_disconnected,mediate_deleted) {
+  file,
+  capability,
+  network,
+  signal,
+  ptrace,
+  mount,
+  deny /etc/passwd r,
+}
+`
+
+func TestALoadedAppArmorProfileConfinesWhatRunsAndWhatIsExecd(t *testing.T) {
+	parser, err := exec.LookPath("apparmor_parser")
+	if err != nil {
+		t.Skip("no apparmor_parser to load a profile with; hack/vm-test runs this where it is")
+	}
+	file := filepath.Join(t.TempDir(), "profile")
+	if err := os.WriteFile(file, []byte(rsysProfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, do := range []string{"-r", "-R"} {
+		load := func() {
+			if out, err := exec.Command(parser, "--skip-cache", do, file).CombinedOutput(); err != nil {
+				t.Fatalf("apparmor_parser %s: %v: %s", do, err, out)
+			}
+		}
+		if do == "-R" {
+			t.Cleanup(load)
+		} else {
+			load()
+		}
+	}
+	e := start(t)
+	look := harness.Sh("cat /proc/self/attr/apparmor/current", "cat /etc/passwd 2>&1 || echo denied", "sleep 3600")
+	for name, opts := range map[string][]oci.SpecOpts{
+		"without new privileges": {change(func(s *oci.Spec) { s.Process.NoNewPrivileges = true })},
+		"with new privileges":    {change(func(s *oci.Spec) { s.Process.NoNewPrivileges = false })},
+	} {
+		c := e.Container(look, append(opts, change(func(s *oci.Spec) { s.Process.ApparmorProfile = "rsys-test" }))...).Run()
+		const want = "rsys-test (enforce)\ncat: can't open '/etc/passwd': Permission denied\ndenied\n"
+		e.Eventually(name+" tells", func() bool { return strings.Contains(c.IO.Stdout.String(), "denied\n") })
+		if got := c.IO.Stdout.String(); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+		if got := c.RunExec(look[0], look[1], strings.ReplaceAll(look[2], "sleep 3600", "")); got.Stdout != want {
+			t.Errorf("%s, an exec: got %+v", name, got)
+		}
 	}
 }
