@@ -197,6 +197,8 @@ func TestVerdictsAreThoseOfRuncWithLibseccomp(t *testing.T) {
 		profile      *specs.LinuxSeccomp
 	}{
 		{"containerd's default profile", "amd64", containerdProfile(t)},
+		{"Docker's default profile", "amd64", dockerProfile(t, dockerCapabilities...)},
+		{"Docker's default profile for all capabilities", "amd64", dockerProfile(t, dockerAll(t)...)},
 		{"containerd's default profile without x32", "amd64", func() *specs.LinuxSeccomp {
 			s := containerdProfile(t)
 			s.Architectures = x86[:2]
