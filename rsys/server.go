@@ -63,12 +63,15 @@ func serverAddress() uintptr
 
 // ServerCode is the server's machine code, for this architecture. Its entry
 // is its first byte.
-func ServerCode() []byte {
+func ServerCode() []byte { return codeAt(serverAddress()) }
+
+// codeAt is the machine code at an address of this binary, up to its end mark.
+func codeAt(address uintptr) []byte {
 	const most = 4096
-	code := unsafe.Slice((*byte)(unsafe.Add(nil, serverAddress())), most)
+	code := unsafe.Slice((*byte)(unsafe.Add(nil, address)), most)
 	end := bytes.Index(code, serverEnd)
 	if end < 0 {
-		panic("rsys: the server has no end mark")
+		panic("rsys: code without an end mark")
 	}
 	return bytes.Clone(code[:end])
 }

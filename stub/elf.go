@@ -9,16 +9,23 @@ import (
 	"github.com/rsys-io/rsys/rsys"
 )
 
-// image is the stub's program: a static ELF of one loadable segment, which
-// is the headers and the server's machine code, readable and executable. It
-// has no data and no section; its stack is not executable.
-func image() []byte {
+// image is the stub's program.
+func image() []byte { return program(rsys.ServerCode()) }
+
+// Pause is a program that sleeps until it is killed, for the init of a PID namespace and for who holds other
+// namespaces: orphans that it inherits are reaped at once, by the kernel. It needs nothing of a root
+// file system, opens nothing and reads neither arguments nor environment.
+func Pause() []byte { return program(rsys.PauseCode()) }
+
+// program is a static ELF of one loadable segment, which is the headers and
+// the machine code, readable and executable. It has no data and no section; its
+// stack is not executable.
+func program(code []byte) []byte {
 	const (
 		base    = 0x400000
 		headers = 64 + 2*56
 		entry   = (headers + 15) &^ 15
 	)
-	code := rsys.ServerCode()
 	machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
