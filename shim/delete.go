@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -42,6 +43,7 @@ func deleteVerb(flags *bootstrap.Flags, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deleteLimit)
 	defer cancel()
 	exit, err := container.Cleanup(ctx, flags.ID, bundle, loadOptions(bundle).SystemdCgroup)
+	err = errors.Join(err, removePodFiles(bundle))
 	if err != nil {
 		// The bundle is the only trace of the container. containerd keeps it, and tries again, if this fails.
 		return fmt.Errorf("clean up container %s: %w", flags.ID, err)

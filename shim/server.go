@@ -86,7 +86,7 @@ func serve(flags *bootstrap.Flags) error {
 	return nil
 }
 
-// newServer makes a ttrpc server with both versions of the task service.
+// newServer makes a ttrpc server with both versions of the task service, and the sandbox service.
 func newServer(svc *service) (*ttrpc.Server, error) {
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
 	if err != nil {
@@ -104,6 +104,7 @@ func newServer(svc *service) (*ttrpc.Server, error) {
 		server.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
 	}
 	server.RegisterService(streamingService, svc.streams.desc())
+	server.RegisterService(sandboxAPI, &ttrpc.ServiceDesc{Methods: sandboxMethods(svc.sandboxes)})
 	return server, nil
 }
 

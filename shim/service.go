@@ -46,14 +46,20 @@ type service struct {
 
 	mu         sync.Mutex
 	containers map[string]*containerTask // nil while it is being created
+	pinned     bool                      // there is a sandbox, which outlives its containers
 	down       bool
+
+	// sandboxes is set before the first request comes.
+	sandboxes *sandboxService
 }
 
 func newService(namespace string, rt containerRuntime, events eventSender, shutdown, settled func()) *service {
-	return &service{
+	s := &service{
 		namespace: namespace, runtime: rt, events: events, streams: newStreams(), shutdown: shutdown, settled: settled,
 		containers: make(map[string]*containerTask),
 	}
+	s.sandboxes = &sandboxService{tasks: s}
+	return s
 }
 
 var empty = new(emptypb.Empty)
@@ -132,6 +138,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 		// The request says what is on the other side of the streams.
 		spec.Process.Terminal = r.Terminal
 	}
+	s.sandboxes.share(spec)
 	if err := saveOptions(r.Bundle, opts); err != nil {
 		return nil, fmt.Errorf("save the options: %w", err)
 	}
@@ -418,18 +425,22 @@ func (s *service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	if err != nil {
 		return nil, fmt.Errorf("metrics of container %s: %w", r.ID, err)
 	}
+	a, err := statsAny(stats)
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StatsResponse{Stats: a}, nil
+}
+
+func statsAny(stats any) (*anypb.Any, error) {
 	switch m := stats.(type) {
 	case interface { // encoded already
 		GetTypeUrl() string
 		GetValue() []byte
 	}:
-		return &taskapi.StatsResponse{Stats: &anypb.Any{TypeUrl: m.GetTypeUrl(), Value: m.GetValue()}}, nil
+		return &anypb.Any{TypeUrl: m.GetTypeUrl(), Value: m.GetValue()}, nil
 	case proto.Message:
-		a, err := toAny(m)
-		if err != nil {
-			return nil, err
-		}
-		return &taskapi.StatsResponse{Stats: a}, nil
+		return toAny(m)
 	}
 	return nil, fmt.Errorf("metrics of type %T: %w", stats, errdefs.ErrNotImplemented)
 }
@@ -452,7 +463,7 @@ func (s *service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 || s.down {
+	if len(s.containers) > 0 || s.pinned || s.down {
 		return empty, nil
 	}
 	s.down = true
@@ -460,11 +471,11 @@ func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.
 	return empty, nil
 }
 
-// idle says whether there is no container, and if so sees to it that there will be none.
+// idle says whether there is neither container nor sandbox, and if so sees to it that there will be none.
 func (s *service) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 || s.down {
+	if len(s.containers) > 0 || s.pinned || s.down {
 		return false
 	}
 	s.down = true
