@@ -134,7 +134,7 @@ func (c *compiler) start() error {
 	if uid != 0 {
 		c.do(call.Prctl(unix.PR_SET_KEEPCAPS, call.Int(1), call.Int(0), call.Int(0), call.Int(0)))
 	}
-	c.do(call.Setgroups(p.User.AdditionalGids))
+	c.do(call.Setgroups(distinct(p.User.AdditionalGids)))
 	c.do(call.Setresgid(gid, gid, gid))
 	c.do(call.Setresuid(uid, uid, uid))
 	c.at("process.user.umask", "")
@@ -284,4 +284,18 @@ func processOf(spec *specs.Spec, p *specs.Process) *specs.Process {
 		}
 	}
 	return &q
+}
+
+// distinct are the groups without those named before: the kernel keeps each as often as it is
+// said, and Docker says one twice that is the user's by /etc/group and by --group-add.
+func distinct(gids []uint32) []uint32 {
+	seen := make(map[uint32]bool, len(gids))
+	var once []uint32
+	for _, g := range gids {
+		if !seen[g] {
+			seen[g] = true
+			once = append(once, g)
+		}
+	}
+	return once
 }

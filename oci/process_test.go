@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -243,5 +244,18 @@ func TestNothingIsOpenAtExecve(t *testing.T) {
 	p := compile(t, nil)
 	if i := index(t, p, "close_range(3, 0xffffffff, CLOSE_RANGE_CLOEXEC)"); p.Steps[i].OnError != call.Stop || i > p.Lookup.Exec[0] {
 		t.Error("not closed")
+	}
+}
+
+func TestAGroupThatIsNamedTwiceIsSetOnce(t *testing.T) {
+	p := compile(t, func(spec *specs.Spec, _ *Request) { spec.Process.User.AdditionalGids = []uint32{50, 1, 50, 77, 1} })
+	var got []string
+	for _, s := range p.Steps {
+		if text := fmt.Sprint(s.Call); strings.HasPrefix(text, "setgroups(") {
+			got = append(got, text)
+		}
+	}
+	if len(got) != 1 || got[0] != "setgroups(3, [50, 1, 77])" {
+		t.Errorf("got %q", got)
 	}
 }
