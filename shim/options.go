@@ -110,7 +110,8 @@ var errTaskAPI = errors.New("containerd takes it from runc's options type only, 
 
 // check refuses what can't be done as it is asked for.
 func (o *options) check() error {
-	if b := o.BinaryName; b != "" {
+	// What the type means by nothing is runc without a path, which Docker says with every container.
+	if b := o.BinaryName; b != "" && b != "runc" {
 		// Whoever set it would run another runtime than they think.
 		return invalid("options: BinaryName %q: this runtime has no binary behind it", b)
 	}

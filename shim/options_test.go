@@ -56,7 +56,11 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	a, _ := toAny(&runcoptions.Options{BinaryName: "/usr/bin/crun"})
+	a, _ := toAny(&runcoptions.Options{BinaryName: "runc"})
+	if _, err := parseOptions(a); err != nil {
+		t.Errorf("BinaryName as Docker has it: %v", err)
+	}
+	a, _ = toAny(&runcoptions.Options{BinaryName: "/usr/bin/crun"})
 	if _, err := parseOptions(a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "BinaryName") {
 		t.Errorf("BinaryName of runc's type: %v", err)
 	}
