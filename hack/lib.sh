@@ -11,6 +11,8 @@ RSYS_CACHE=${RSYS_CACHE:-${HOME:-/root}/.cache/rsys}
 CONTAINERD_24=2.4.2
 CONTAINERD_17=1.7.35
 RUNC=1.5.2
+NERDCTL=2.2.1
+DOCKER=28.5.2
 STATICCHECK=0.8.2
 
 # Exactly the toolchain that is installed, and no stamp of the git state: the
@@ -52,7 +54,7 @@ install_packages() {
 # that was done before. It builds in a copy of the module's source as the main
 # module: `go install pkg@version` refuses a go.mod with replace or exclude
 # (containerd 1.7 has one), and this way we get exactly the dependencies that
-# its maintainers release with.
+# its maintainers release with. A function prepare, if there is one, is run there first.
 build_module() {
 	local dir=$RSYS_CACHE/$1 mod=$2 version=$3 src tmp start=$SECONDS
 	shift 3
@@ -70,6 +72,7 @@ build_module() {
 		trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 		cp -r "$src/." "$tmp"
 		chmod -R u+w "$tmp"
+		[ "$(type -t prepare)" != function ] || (cd "$tmp" && prepare)
 		mkdir -p "$dir/bin"
 		(cd "$tmp" && go build -trimpath -o "$dir/bin/" "$@") || die "building $mod $version failed"
 		touch "$dir/built"
@@ -102,6 +105,61 @@ get_runc() {
 	install_packages gcc libc6-dev libseccomp-dev pkg-config
 	CGO_ENABLED=1 build_module "runc-$RUNC" github.com/opencontainers/runc "$RUNC" \
 		-tags seccomp,urfave_cli_no_docs -ldflags "-s -w -X main.version=$RUNC" .
+}
+
+# Docker and what it runs with, as Debian has them: its containerd is older than those above, and its runc not ours. Unpacked
+# and never installed, since the packages start daemons and add a group to the machine.
+get_docker() {
+	local dir=$RSYS_CACHE/docker
+	install_packages iptables # has its plug-ins where it was built to look for them; starts nothing
+	[ -e "$dir/built" ] && return 0
+	mkdir -p "$RSYS_CACHE"
+	(
+		exec 9>"$dir.lock"
+		flock 9
+		[ -e "$dir/built" ] && exit 0
+		say "getting Debian's docker.io into $dir (once)"
+		tmp=$(mktemp -d "$RSYS_CACHE/build.XXXXXX")
+		trap 'rm -rf "$tmp"' EXIT
+		mkdir "$tmp/deb" "$tmp/x"
+		{
+			apt-get update -qq &&
+				(cd "$tmp/deb" && apt-get -q -o APT::Sandbox::User=root download docker.io containerd runc tini libdevmapper1.02.1 libseccomp2)
+		} >"$tmp/log" 2>&1 </dev/null || { cat "$tmp/log" >&2; die "apt-get has no Docker"; }
+		rm -rf "$dir"
+		mkdir -p "$dir/bin" "$dir/lib"
+		for deb in "$tmp"/deb/*.deb; do dpkg -x "$deb" "$tmp/x"; done
+		cp "$tmp"/x/usr/bin/{containerd,containerd-shim-runc-v2,docker,docker-init} "$tmp"/x/usr/sbin/{dockerd,docker-proxy,runc} "$dir/bin/"
+		find "$tmp/x" -path '*/lib/*' -name 'lib*.so.*' -exec cp -P {} "$dir/lib/" \;
+		! LD_LIBRARY_PATH=$dir/lib ldd "$dir/bin/dockerd" "$dir/bin/runc" | grep 'not found' >&2 || die "Docker needs what is not there"
+		touch "$dir/built"
+	)
+}
+
+# A dockerd that, unlike Debian's, takes other shims than runc's. Its go.mod goes by another name. Debian's client does for it.
+get_dockerd() {
+	prepare() {
+		cp vendor.mod go.mod
+		cp vendor.sum go.sum
+		rm -r vendor # not all of it is in the module
+	}
+	CGO_ENABLED=0 build_module "dockerd-$DOCKER" github.com/docker/docker "$DOCKER+incompatible" \
+		-tags exclude_graphdriver_btrfs,exclude_graphdriver_zfs,no_systemd \
+		-ldflags "-s -w -X github.com/docker/docker/dockerversion.Version=$DOCKER" ./cmd/dockerd ./cmd/docker-proxy
+	unset -f prepare
+}
+
+# What of nerdctl is for its own tests needs a module that was never published.
+get_nerdctl() {
+	get_cni
+	local mod=github.com/containerd/nerdctl
+	prepare() {
+		rm cmd/nerdctl/helpers/testing*.go
+		go mod edit -dropreplace $mod/mod/tigron@v0.0.0 -droprequire $mod/mod/tigron
+	}
+	CGO_ENABLED=0 build_module "nerdctl-$NERDCTL" $mod/v2 "$NERDCTL" \
+		-ldflags "-s -w -X $mod/v2/pkg/version.Version=$NERDCTL" ./cmd/nerdctl
+	unset -f prepare
 }
 
 get_staticcheck() {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,14 +38,7 @@ type Config struct {
 // RSYS_CONTAINERD (a version, or how one begins: 2.4, 1.7), RSYS_CACHE,
 // RSYS_BIN and RSYS_DEBUG.
 func FromEnv() (Config, error) {
-	cache := os.Getenv("RSYS_CACHE")
-	if cache == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			home = "/root"
-		}
-		cache = filepath.Join(home, ".cache/rsys")
-	}
+	cache := Cache()
 	version := os.Getenv("RSYS_CONTAINERD")
 	if version == "" {
 		version = "2.4"
@@ -69,6 +63,18 @@ func FromEnv() (Config, error) {
 	}, nil
 }
 
+// Cache is where hack/setup puts what it gets.
+func Cache() string {
+	if cache := os.Getenv("RSYS_CACHE"); cache != "" {
+		return cache
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/root"
+	}
+	return filepath.Join(home, ".cache/rsys")
+}
+
 // newest is the last of the directories that match.
 func newest(pattern string) (string, error) {
 	found, _ := filepath.Glob(pattern)
@@ -84,6 +90,12 @@ type Daemon struct {
 	// Dir is its root directory, on disk; State is in our /run.
 	Dir, State string
 	Client     *client.Client
+	// Others are processes that run beside the daemon, Docker's: they are no
+	// leak, and stay when a test is cleaned up after.
+	Others func() []int
+	// Keeps are patterns of files that these look after themselves; what is
+	// none is a mount too.
+	Keeps []string
 
 	logs   string
 	cmd    *exec.Cmd
@@ -218,6 +230,11 @@ func (d *Daemon) Pid() int {
 		return 0
 	}
 	return d.cmd.Process.Pid
+}
+
+// stays tells that a process is the daemon or beside it.
+func (d *Daemon) stays(pid int) bool {
+	return pid == d.Pid() || d.Others != nil && slices.Contains(d.Others(), pid)
 }
 
 // Run starts the daemon, for the first time or again, and connects to it.

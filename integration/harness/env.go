@@ -66,7 +66,7 @@ func (e *Env) MayLeave(prefix string) { e.may = append(e.may, prefix) }
 // clean removes what a failed test left, so that the next is not blamed.
 func (d *Daemon) clean(before Snapshot) {
 	for _, p := range Descendants() {
-		if p.Pid != d.Pid() {
+		if !d.stays(p.Pid) {
 			thaw(p.Cgroup)
 			_ = killPid(p.Pid)
 		}

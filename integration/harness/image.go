@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,9 +32,9 @@ var etc = map[string]string{
 	"hostname": "image\n",
 }
 
-// WriteImage writes a small image as an OCI layout in a tar file. It is made
-// from this machine's busybox alone, so it needs no network, and is the same
-// on every run on one machine.
+// WriteImage writes a small image as an OCI layout in a tar file, which Docker
+// can load as well. It is made from this machine's busybox alone, so it needs
+// no network, and is the same on every run on one machine.
 func WriteImage(w io.Writer) error {
 	layer, err := layer()
 	if err != nil {
@@ -64,7 +63,7 @@ func writeImage(w io.Writer, name string, cmd []string, layer []byte) error {
 		}
 		sum := sha256.Sum256(data)
 		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.NewDigestFromBytes(digest.SHA256, sum[:]), Size: int64(len(data))}
-		return d, put("blobs/sha256/"+hex.EncodeToString(sum[:]), data)
+		return d, put(blobPath(d), data)
 	}
 	epoch := time.Unix(0, 0).UTC()
 	layerDesc, err := blob(ocispec.MediaTypeImageLayer, layer)
@@ -93,6 +92,16 @@ func writeImage(w io.Writer, name string, cmd []string, layer []byte) error {
 	if err != nil {
 		return err
 	}
+	// Docker 20.10 reads this in place of the index.
+	docker, err := json.Marshal([]map[string]any{{
+		"Config": blobPath(config), "RepoTags": []string{ImageName}, "Layers": []string{blobPath(layerDesc)},
+	}})
+	if err != nil {
+		return err
+	}
+	if err := put("manifest.json", docker); err != nil {
+		return err
+	}
 	if err := put("index.json", index); err != nil {
 		return err
 	}
@@ -101,6 +110,8 @@ func writeImage(w io.Writer, name string, cmd []string, layer []byte) error {
 	}
 	return out.Close()
 }
+
+func blobPath(d ocispec.Descriptor) string { return "blobs/sha256/" + d.Digest.Encoded() }
 
 // layer makes the root file system: busybox, a link for each of its applets,
 // and what programs expect to find in /etc.

@@ -21,7 +21,9 @@ type Snapshot map[string]bool
 func (d *Daemon) Snapshot() Snapshot {
 	s := Snapshot{}
 	for _, line := range mountLines() {
-		s["mount "+line] = true
+		if f := strings.Fields(line); len(f) < 5 || !slices.Contains(d.Keeps, f[4]) {
+			s["mount "+line] = true
+		}
 	}
 	for _, dir := range cgroupDirs(d.cgroup()) {
 		if base := filepath.Base(dir); base != d.cgroup() && base != d.Slice() { // the parent of all stays
@@ -100,7 +102,7 @@ func cgroupDirs(name string) []string {
 func (d *Daemon) processes(s Snapshot) {
 	self, _ := os.Readlink("/proc/self/ns/net")
 	for _, p := range Descendants() {
-		if p.Pid == d.Pid() {
+		if d.stays(p.Pid) {
 			continue
 		}
 		if p.State == "Z" && (p.Parent == root() || p.Parent == os.Getpid()) {
@@ -136,7 +138,7 @@ func (d *Daemon) files(s Snapshot) {
 	}
 	walk := func(root string) {
 		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-			if err != nil || stays[path] || path == root {
+			if err != nil || stays[path] || path == root || d.keeps(path) {
 				return nil
 			}
 			s[fmt.Sprintf("%s %s", kind(e.Type()), path)] = true
@@ -154,6 +156,13 @@ func (d *Daemon) files(s Snapshot) {
 			walk(dir)
 		}
 	}
+}
+
+func (d *Daemon) keeps(path string) bool {
+	return slices.ContainsFunc(d.Keeps, func(pattern string) bool {
+		ok, _ := filepath.Match(pattern, path)
+		return ok
+	})
 }
 
 func isMountpoint(path string) bool {
