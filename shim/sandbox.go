@@ -139,7 +139,10 @@ func (s *sandboxService) create(ctx context.Context, r *sandboxRequest) (err err
 	}
 	sb.t, err = s.tasks.runtime.create(ctx, container.Config{
 		ID: sb.id, Bundle: sb.bundle, Spec: sb.spec, SystemdCgroup: systemd, NoNewKeyring: true,
-		Rootfs: []container.Mount{{Type: "tmpfs", Source: "pod", Options: []string{"nosuid", "mode=755", "size=64k"}}},
+		Rootfs: []container.Mount{{Type: "tmpfs", Source: "pod", Options: []string{
+			"nosuid", "mode=755", "size=64k",
+			fmt.Sprintf("uid=%d", hostID(sb.spec.Linux.UIDMappings)), fmt.Sprintf("gid=%d", hostID(sb.spec.Linux.GIDMappings)),
+		}}},
 	})
 	if err != nil {
 		return fmt.Errorf("make the namespaces of sandbox %s: %w", sb.id, err)

@@ -8,6 +8,7 @@ package cri
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,11 @@ func TestMain(m *testing.M) {
 			// A RuntimeClass of another name, which lets annotations through.
 			{Name: "annotated", Type: harness.Runtime(), TOML: "pod_annotations = ['io.rsys.*']\ncontainer_annotations = ['io.rsys.*']"},
 		}}
+		if !strings.Contains(cfg.Containerd, "containerd-1.") {
+			cfg.CRI.Handlers = append(cfg.CRI.Handlers, harness.Handler{
+				Name: pauseless, Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true",
+			})
+		}
 		daemon, err = harness.Start(cfg)
 	}
 	if err != nil {
