@@ -24,6 +24,12 @@ func (c *Cgroup) freezer() (dir string, v2 bool, err error) {
 	return "", false, errors.New("cgroup: the freezer controller is not mounted on this host")
 }
 
+// FreezerDir is the cgroup by which its processes are frozen; empty if the host has no freezer.
+func (c *Cgroup) FreezerDir() string {
+	dir, _, _ := c.freezer()
+	return dir
+}
+
 // Freeze stops every process in the cgroup, and returns when they have stopped. If that can't be had before the context
 // ends, they go on.
 func (c *Cgroup) Freeze(ctx context.Context) error {

@@ -123,6 +123,12 @@ func (c *Container) Pids() ([]int, error) { return c.pids() }
 func (c *Container) Pause(ctx context.Context) error  { return c.pause(ctx) }
 func (c *Container) Resume(ctx context.Context) error { return c.resume(ctx) }
 
+// Checkpoint has criu dump the container, whose program must run; it may be frozen. Without Checkpoint.Exit it goes on as it was,
+// as it does after an error.
+func (c *Container) Checkpoint(ctx context.Context, cfg Checkpoint) error {
+	return c.checkpoint(ctx, cfg)
+}
+
 // Update changes the resources of the container's cgroup.
 func (c *Container) Update(res *specs.LinuxResources) error { return c.update(res) }
 

@@ -112,10 +112,17 @@ func (c *Container) keptJoiner(ctx context.Context) (*namespaces.Joiner, error) 
 
 // dropJoiner ends the joiner and what was cloned from it and never used. They hold the container's namespaces.
 func (c *Container) dropJoiner() {
+	c.joinerMu.Lock()
+	c.ended = true
+	c.joinerMu.Unlock()
+	c.restJoiner()
+}
+
+// restJoiner ends what of ours is in the container's namespaces, until the next exec.
+func (c *Container) restJoiner() {
 	c.dropping.Lock()
 	defer c.dropping.Unlock()
 	c.joinerMu.Lock()
-	c.ended = true
 	joiner, pending := c.joiner, slices.Collect(maps.Keys(c.pending))
 	c.joiner = nil
 	c.joinerMu.Unlock()

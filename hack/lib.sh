@@ -14,6 +14,7 @@ RUNC=1.5.2
 NERDCTL=2.2.1
 DOCKER=28.5.2
 STATICCHECK=0.8.2
+CRIU=4.1.1
 
 # Exactly the toolchain that is installed, and no stamp of the git state: the
 # scripts must give the same result in a checkout, a copy and a tarball.
@@ -164,6 +165,54 @@ get_nerdctl() {
 
 get_staticcheck() {
 	CGO_ENABLED=0 build_module "staticcheck-$STATICCHECK" honnef.co/go/tools "$STATICCHECK" ./cmd/staticcheck
+}
+
+# Debian 12's criu, 3.17, can do nothing on Linux 6.13 and newer ("Unexpected rt vDSO area bounds"). The next Debian's is
+# unpacked with its libraries, by apt with lists of its own: nothing is installed. What criu calls is: iproute2 and
+# iptables for network namespaces; tar is there.
+get_criu() {
+	local dir=$RSYS_CACHE/criu-$CRIU
+	install_packages iproute2 iptables
+	[ -e "$dir/built" ] && return 0
+	mkdir -p "$RSYS_CACHE"
+	(
+		exec 9>"$dir.lock"
+		flock 9
+		[ -e "$dir/built" ] && exit 0
+		say "getting Debian's criu $CRIU into $dir (once)"
+		tmp=$(mktemp -d "$RSYS_CACHE/build.XXXXXX")
+		trap 'rm -rf "$tmp"' EXIT
+		mkdir -p "$tmp"/apt/{state/lists/partial,cache/archives/partial} "$tmp"/{deb,root}
+		: >"$tmp/apt/status"
+		# From where this machine has its Debian.
+		mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/\?$' || echo http://deb.debian.org/debian)
+		echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$tmp/apt/sources.list"
+		apt=(-q -o "Dir::Etc::SourceList=$tmp/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+			-o "Dir::State=$tmp/apt/state" -o "Dir::State::status=$tmp/apt/status" -o "Dir::Cache=$tmp/apt/cache"
+			-o APT::Sandbox::User=root -o Acquire::Languages=none
+			-o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+			-o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false)
+		{
+			apt-get "${apt[@]}" update
+			packages=$(apt-cache "${apt[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+				--no-replaces --no-enhances criu | grep '^[a-z0-9]' | sort -u)
+			(cd "$tmp/deb" && apt-get "${apt[@]}" download $packages)
+		} >"$tmp/log" 2>&1 || { cat "$tmp/log" >&2; die "apt-get has no criu"; }
+		for deb in "$tmp"/deb/*.deb; do dpkg -x "$deb" "$tmp/root"; done
+		rm -rf "$tmp/root/usr/share"
+		mkdir -p "$dir/bin"
+		rm -rf "$dir/root"
+		mv "$tmp/root" "$dir/root"
+		loader=$(find "$dir/root/usr/lib" -name 'ld-linux-*.so.*' | head -1)
+		cat >"$dir/bin/criu" <<-WRAPPER
+			#!/bin/sh
+			exec $loader --library-path ${loader%/*} $dir/root/usr/sbin/criu "\$@"
+		WRAPPER
+		chmod +x "$dir/bin/criu"
+		version=$("$dir/bin/criu" --version)
+		case $version in *" $CRIU"*) ;; *) die "wanted criu $CRIU: $version" ;; esac
+		touch "$dir/built"
+	)
 }
 
 # The image of the tests and the demo is made from this one static binary.

@@ -20,6 +20,7 @@ type containerTask struct {
 	t            taskContainer
 	init         *process
 	ioUID, ioGID int
+	criu         criuOptions
 	stopOOM      context.CancelFunc
 	trace        []traceStep // of the create, until the start; nil if traces are not made
 

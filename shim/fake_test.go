@@ -62,7 +62,9 @@ type fakeContainer struct {
 	execs  []*fakeProcess
 	frozen bool
 	calls  []string
-	fail   error // of Pause, Delete
+	fail   error // of Pause, Delete, Checkpoint
+
+	checkpoints []container.Checkpoint
 }
 
 func (c *fakeContainer) note(call string) {
@@ -102,6 +104,14 @@ func (c *fakeContainer) KillAll(sig unix.Signal) error {
 	}
 	c.main.end(128 + uint32(sig))
 	return nil
+}
+
+func (c *fakeContainer) Checkpoint(_ context.Context, cfg container.Checkpoint) error {
+	c.note("checkpoint to " + cfg.Images)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checkpoints = append(c.checkpoints, cfg)
+	return c.fail
 }
 
 func (c *fakeContainer) Pids() ([]int, error) {

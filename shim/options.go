@@ -13,6 +13,7 @@ import (
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -24,6 +25,8 @@ import (
 // our own, which only TOML has a place for.
 type options struct {
 	*runcoptions.Options
+	// CriuPath was runc's until containerd 2.0; field 8 of its options.
+	CriuPath string
 	// Isolation is that of all containers, as their annotation has it.
 	Isolation string
 	// RootfsOnHost has each container's root file system mounted at its bundle's rootfs on the host as well.
@@ -39,12 +42,13 @@ func parseOptions(a *anypb.Any) (*options, error) {
 	if a == nil || len(a.Value) == 0 {
 		return opts, nil
 	}
-	switch name := a.TypeUrl[strings.LastIndexByte(a.TypeUrl, '/')+1:]; name {
+	switch name := typeName(a); name {
 	case "containerd.runc.v1.Options":
 		// containerd itself heeds the task API's address and version, before there is a request.
 		if err := proto.Unmarshal(a.Value, opts.Options); err != nil {
 			return nil, invalid("options: %s: %v", name, err)
 		}
+		opts.CriuPath = unknownString(opts.ProtoReflect().GetUnknown(), criuPathField)
 	case "runtimeoptions.v1.Options":
 		generic := new(runtimeoptions.Options)
 		if err := proto.Unmarshal(a.Value, generic); err != nil {
@@ -67,6 +71,33 @@ func parseOptions(a *anypb.Any) (*options, error) {
 	return opts, opts.check()
 }
 
+func typeName(a *anypb.Any) string { return a.TypeUrl[strings.LastIndexByte(a.TypeUrl, '/')+1:] }
+
+const criuPathField = 8
+
+// unknownString is a string among the fields of a message that its type does not know (any more).
+func unknownString(fields []byte, want protowire.Number) (value string) {
+	for len(fields) > 0 {
+		number, kind, n := protowire.ConsumeTag(fields)
+		if n < 0 {
+			return value
+		}
+		fields = fields[n:]
+		if number == want && kind == protowire.BytesType {
+			s, n := protowire.ConsumeString(fields)
+			if n < 0 {
+				return value
+			}
+			value = s
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, fields); n < 0 {
+			return value
+		}
+		fields = fields[n:]
+	}
+	return value
+}
+
 // set takes a key of the TOML. Those of other runtimes are left alone.
 func (o *options) set(key, value string) (err error) {
 	switch key {
@@ -84,6 +115,12 @@ func (o *options) set(key, value string) (err error) {
 		o.BinaryName, err = bootstrap.ParseText(value)
 	case "shimcgroup":
 		o.ShimCgroup, err = bootstrap.ParseText(value)
+	case "criupath":
+		o.CriuPath, err = bootstrap.ParseText(value)
+	case "criuimagepath":
+		o.CriuImagePath, err = bootstrap.ParseText(value)
+	case "criuworkpath":
+		o.CriuWorkPath, err = bootstrap.ParseText(value)
 	case "root":
 		o.Root, err = bootstrap.ParseText(value)
 	case "taskapiaddress":

@@ -25,6 +25,7 @@ type (
 		Pids() ([]int, error)
 		Pause(context.Context) error
 		Resume(context.Context) error
+		Checkpoint(context.Context, container.Checkpoint) error
 		Update(*specs.LinuxResources) error
 		Stats() (any, error)
 		OOM(context.Context) (<-chan struct{}, error)

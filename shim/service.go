@@ -144,7 +144,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	}
 	c := &containerTask{
 		s: s, id: r.ID, bundle: r.Bundle, procs: make(map[string]*process),
-		ioUID: int(opts.IoUid), ioGID: int(opts.IoGid),
+		ioUID: int(opts.IoUid), ioGID: int(opts.IoGid), criu: criuOptions{opts.CriuPath, opts.CriuWorkPath},
 	}
 	c.init = &process{
 		c:     c,
@@ -443,13 +443,6 @@ func statsAny(stats any) (*anypb.Any, error) {
 		return toAny(m)
 	}
 	return nil, fmt.Errorf("metrics of type %T: %w", stats, errdefs.ErrNotImplemented)
-}
-
-func (s *service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	if _, err := s.container(r.ID); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("checkpoint: %w", errdefs.ErrNotImplemented)
 }
 
 func (s *service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {

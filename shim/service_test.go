@@ -397,7 +397,7 @@ func TestOthers(t *testing.T) {
 	_, err = h.task.Update(h.ctx, &taskapi.UpdateTaskRequest{ID: "c", Resources: &anypb.Any{Value: []byte(`{"pids":5}`)}})
 	h.wantCode("update", err, codes.InvalidArgument)
 	_, err = h.task.Checkpoint(h.ctx, &taskapi.CheckpointTaskRequest{ID: "c"})
-	h.wantCode("checkpoint", err, codes.Unimplemented)
+	h.wantCode("checkpoint of a created one", err, codes.FailedPrecondition)
 	_, err = h.task.Kill(h.ctx, &taskapi.KillRequest{ID: "c", Signal: 99})
 	h.wantCode("signal 99", err, codes.InvalidArgument)
 	c.oom <- struct{}{}

@@ -57,6 +57,9 @@ func FromEnv() (Config, error) {
 	if runc, err := newest(filepath.Join(cache, "runc-*", "bin")); err == nil {
 		path = append(path, runc)
 	}
+	if criu, err := newest(filepath.Join(cache, "criu-*", "bin")); err == nil {
+		path = append(path, criu)
+	}
 	return Config{
 		Containerd: containerd, Path: path, Namespace: fmt.Sprintf("rsys-it-%d", os.Getpid()),
 		Debug: os.Getenv("RSYS_DEBUG") != "",
@@ -247,7 +250,8 @@ func (d *Daemon) Run() error {
 	cmd := exec.Command(filepath.Join(d.Containerd, "containerd"), "--config", d.config())
 	cmd.Stdout, cmd.Stderr = logs, logs
 	path := strings.Join(append(append([]string{}, d.Path...), os.Getenv("PATH")), ":")
-	cmd.Env = append(os.Environ(), "PATH="+path, "TMPDIR="+d.Temp())
+	// criu's name for: do without hardware breakpoints. Not every virtual machine has any that work, and then criu waits for ever.
+	cmd.Env = append(os.Environ(), "PATH="+path, "TMPDIR="+d.Temp(), "CRIU_FAULT=130")
 	// Signals of a terminal are for us alone: we stop it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -343,4 +347,14 @@ func (d *Daemon) LogFrom(from, max int) string {
 	}
 	s := out.String()
 	return s[len(s)-min(len(s), max):]
+}
+
+// LookPath finds a program as the daemon and its shims do.
+func (d *Daemon) LookPath(name string) (string, error) {
+	for _, dir := range d.Config.Path {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return exec.LookPath(name)
 }

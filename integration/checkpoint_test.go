@@ -1,0 +1,203 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rsys-io/rsys/integration/harness"
+)
+
+// needCriu skips a test where criu itself says that it can't work here.
+func needCriu(t *testing.T) {
+	t.Helper()
+	path, err := daemon.LookPath("criu")
+	if err != nil {
+		t.Skip("no criu: hack/setup criu gets it")
+	}
+	if out, err := exec.Command(path, "check").CombinedOutput(); err != nil {
+		t.Skipf("criu check: %v: %s", err, out)
+	}
+}
+
+// checkpoint has containerd's client checkpoint a container into an image, by options of runc's. It is removed at the end.
+func checkpoint(c *harness.Container, opts *options.CheckpointOptions) (client.Image, error) {
+	img, err := c.Task.Checkpoint(c.Ctx, func(i *client.CheckpointTaskInfo) error {
+		if opts != nil {
+			i.Options = opts
+		}
+		return nil
+	})
+	if err == nil {
+		c.Cleanup(func() {
+			if err := c.Client.ImageService().Delete(c.Background(), img.Name()); err != nil {
+				c.Error(err)
+			}
+		})
+	}
+	return img, err
+}
+
+// layer is a part of a checkpoint's image.
+func layer(c *harness.Container, img client.Image, mediaType string) []byte {
+	c.Helper()
+	data, err := content.ReadBlob(c.Ctx, c.Client.ContentStore(), img.Target())
+	c.Must(err, "read the checkpoint's index")
+	var index ocispec.Index
+	c.Must(json.Unmarshal(data, &index), "the checkpoint's index")
+	for _, d := range index.Manifests {
+		if d.MediaType == mediaType {
+			data, err := content.ReadBlob(c.Ctx, c.Client.ContentStore(), d)
+			c.Must(err, "read %s", mediaType)
+			return data
+		}
+	}
+	c.Fatalf("the checkpoint has no %s: %s", mediaType, data)
+	return nil
+}
+
+// criuFiles are the images that criu has written, with runc's file.
+func criuFiles(c *harness.Container, img client.Image) map[string][]byte {
+	c.Helper()
+	files := make(map[string][]byte)
+	for r := tar.NewReader(bytes.NewReader(layer(c, img, images.MediaTypeContainerd1Checkpoint))); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return files
+		}
+		c.Must(err, "the checkpoint's images")
+		files[h.Name], err = io.ReadAll(r)
+		c.Must(err, "%s", h.Name)
+	}
+}
+
+// counter is a program that counts in memory, and says how far it is.
+func counter() []string {
+	return harness.Sh("i=0", "while :; do i=$((i+1)); echo $i; sleep 0.1; done")
+}
+
+func TestACheckpointLeavesTheContainerRunning(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	c := e.Container(counter())
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
+	img, err := checkpoint(c, &options.CheckpointOptions{})
+	e.Must(err, "checkpoint")
+	files := criuFiles(c, img)
+	for _, name := range []string{"inventory.img", "pstree.img", "pages-1.img", "descriptors.json"} {
+		if len(files[name]) == 0 {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	var fds []string
+	e.Must(json.Unmarshal(files["descriptors.json"], &fds), "descriptors.json")
+	if len(fds) != 3 {
+		t.Errorf("descriptors.json has %q, want 3 names", fds)
+	}
+	if s := c.Status(); s != client.Running {
+		t.Errorf("after the checkpoint the task is %s", s)
+	}
+	n := strings.Count(c.IO.Stdout.String(), "\n")
+	e.Eventually("it goes on", func() bool { return strings.Count(c.IO.Stdout.String(), "\n") > n+3 })
+	if out := c.RunExec("echo", "still"); out.Stdout != "still\n" {
+		t.Errorf("exec after the checkpoint: %+v", out)
+	}
+	c.Kill(syscall.SIGKILL)
+	if exit := c.Wait(); exit.Code != 137 {
+		t.Errorf("exit code %d, want 137", exit.Code)
+	}
+	if _, err := os.Stat(filepath.Join(e.Bundle(c.ID()), "criu-work")); err == nil {
+		t.Error("criu's work directory was left in the bundle")
+	}
+	c.Delete()
+
+}
+
+func TestACheckpointWithExitEndsTheContainer(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	c := e.Container(counter())
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
+	_, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
+	e.Must(err, "checkpoint")
+	if exit := c.Wait(); exit.Code != 137 {
+		t.Errorf("exit code %d, want 137: criu kills what it has dumped", exit.Code)
+	}
+	c.Delete()
+}
+
+// What goes wrong is said in criu's own words, with the path of its log, and the container goes on.
+func TestACheckpointThatFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		criu   string // "": none
+		real   bool
+		args   []string
+		opts   *options.CheckpointOptions
+		says   []string
+		hasLog bool
+	}{
+		"says that there is no criu":   {criu: "/nonexistent/criu", args: counter(), says: []string{"criu", "/nonexistent/criu"}},
+		"says what criu wrote":         {criu: "#!/bin/sh\necho 'no vDSO for you' >&2\nexit 1\n", args: counter(), says: []string{"criu:", "no vDSO for you"}},
+		"says that a mode is unknown":  {criu: "#!/bin/sh\nexit 1\n", args: counter(), opts: &options.CheckpointOptions{CgroupsMode: "odd"}, says: []string{"CgroupsMode", `"odd"`}},
+		"says that a namespace is odd": {criu: "#!/bin/sh\nexit 1\n", args: counter(), opts: &options.CheckpointOptions{EmptyNamespaces: []string{"odd"}}, says: []string{"EmptyNamespaces", `"odd"`}},
+		"says what criu's log says": {
+			real: true, args: harness.Sh("exec 9>/f; head -c 2000000 /dev/zero >&9; rm /f; i=0", "while :; do i=$((i+1)); echo $i; sleep 0.1; done"),
+			says: []string{"criu: dump failed", "ghost file", "criu-dump.log"}, hasLog: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tc.real {
+				needCriu(t)
+			}
+			e := start(t)
+			if !tc.real {
+				path := tc.criu
+				if strings.HasPrefix(path, "#!") {
+					path = filepath.Join(t.TempDir(), "criu")
+					e.Must(os.WriteFile(path, []byte(tc.criu), 0o755), "criu")
+				}
+				e.RuntimeOptions = toml(fmt.Sprintf("CriuPath = %q", path))
+			}
+			c := e.Container(tc.args)
+			c.Run()
+			e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
+			_, err := checkpoint(c, tc.opts)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, s := range tc.says {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("error %q does not say %q", err, s)
+				}
+			}
+			t.Log(err)
+			log := filepath.Join(e.Bundle(c.ID()), "criu-dump.log")
+			if _, err := os.Stat(log); (err == nil) != tc.hasLog {
+				t.Errorf("%s: %v", log, err)
+			}
+			if _, err := os.Stat(filepath.Join(e.Bundle(c.ID()), "criu-work")); err == nil {
+				t.Error("criu's work directory was left in the bundle")
+			}
+			n := strings.Count(c.IO.Stdout.String(), "\n")
+			e.Eventually("it goes on", func() bool { return strings.Count(c.IO.Stdout.String(), "\n") > n+3 })
+			c.Kill(syscall.SIGKILL)
+			c.Wait()
+			c.Delete()
+		})
+	}
+}
