@@ -64,27 +64,34 @@ func property(e *harness.Env, unit, name string) string {
 	return systemctl(e, "show", "-p", name, "--value", unit)
 }
 
-// scopeFile reads a file of a scope's cgroup, on v2.
-func scopeFile(e *harness.Env, unit, name string) string {
-	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", e.SliceDir(), unit, name))
+// scopeFile reads a file of a scope's cgroup, by its controller and name on v1.
+func scopeFile(e *harness.Env, unit, v2, v1 string) string {
+	controller, name, _ := strings.Cut(v1, "/")
+	path := filepath.Join("/sys/fs/cgroup", controller, e.SliceDir(), unit, name)
+	if onV2() {
+		path = filepath.Join("/sys/fs/cgroup", e.SliceDir(), unit, v2)
+	}
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
 	return strings.TrimSpace(string(data))
 }
 
-func checkFiles(e *harness.Env, when, unit string, want map[string]string) {
-	e.Helper()
-	for name, value := range want {
-		if got := scopeFile(e, unit, name); got != value {
-			e.Errorf("%s: %s is %q, want %q", when, name, got, value)
-		}
-	}
+func onV2() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
 }
 
-func needsV2(t *testing.T) {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
-		t.Skip("looks at files of cgroup v2")
+// files are those of a scope by their names on v2, or with their controllers on v1.
+type files map[string]string
+
+func (want files) check(e *harness.Env, when, unit string) {
+	e.Helper()
+	for name, value := range want {
+		if got := scopeFile(e, unit, name, name); got != value {
+			e.Errorf("%s: %s is %q, want %q", when, name, got, value)
+		}
 	}
 }
 
@@ -92,47 +99,71 @@ func needsV2(t *testing.T) {
 func limited() oci.SpecOpts {
 	return change(func(s *oci.Spec) {
 		limit, low, swap, pids := int64(64<<20), int64(8<<20), int64(64<<20), int64(40)
-		shares, quota, period, burst := uint64(512), int64(12345), uint64(50000), uint64(2000)
+		shares, quota, period := uint64(512), int64(12345), uint64(50000)
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Reservation: &low, Swap: &swap}
-		s.Linux.Resources.CPU = &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period, Burst: &burst, Cpus: "1", Mems: "0"}
+		s.Linux.Resources.CPU = &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period, Cpus: "1", Mems: "0"}
 		s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
-		s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
-		s.Linux.Resources.Unified = map[string]string{"memory.high": "50331648"}
+		if onV2() {
+			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
+			s.Linux.Resources.Unified = map[string]string{"memory.high": "50331648"}
+		}
 	})
 }
 
-// inFiles is limited as the kernel has it. The quota is 24.69 % of a processor, of which systemd keeps whole percents.
-var inFiles = map[string]string{
-	"memory.max": "67108864", "memory.low": "8388608", "memory.swap.max": "0", "memory.high": "50331648", "pids.max": "40",
-	"cpu.weight": "59", "cpu.max": "12500 50000", "cpu.max.burst": "2000", "cpuset.cpus": "1", "cpuset.mems": "0", "hugetlb.2MB.max": "4194304",
+// limits are limited as the kernel and as systemd have it. The quota is 24.69 % of a processor, of which systemd keeps whole percents.
+func limits() (inFiles, inUnit files) {
+	inUnit = files{"TasksMax": "40", "CPUQuotaPerSecUSec": "250ms", "CPUQuotaPeriodUSec": "50ms", "AllowedCPUs": "1", "AllowedMemoryNodes": "0", "DevicePolicy": "strict"}
+	if !onV2() {
+		inUnit["MemoryLimit"], inUnit["CPUShares"], inUnit["BlockIOAccounting"] = "67108864", "512", "yes"
+		return files{
+			"memory/memory.limit_in_bytes": "67108864", "memory/memory.memsw.limit_in_bytes": "67108864", "memory/memory.soft_limit_in_bytes": "8388608",
+			"pids/pids.max": "40", "cpu/cpu.shares": "512", "cpu/cpu.cfs_quota_us": "12500", "cpu/cpu.cfs_period_us": "50000",
+			"cpuset/cpuset.cpus": "1", "cpuset/cpuset.mems": "0",
+		}, inUnit
+	}
+	for name, value := range (files{"MemoryMax": "67108864", "MemoryLow": "8388608", "MemorySwapMax": "0", "MemoryHigh": "50331648", "CPUWeight": "59", "IOAccounting": "yes"}) {
+		inUnit[name] = value
+	}
+	return files{
+		"memory.max": "67108864", "memory.low": "8388608", "memory.swap.max": "0", "memory.high": "50331648", "pids.max": "40",
+		"cpu.weight": "59", "cpu.max": "12500 50000", "cpuset.cpus": "1", "cpuset.mems": "0", "hugetlb.2MB.max": "4194304",
+	}, inUnit
 }
 
 func TestAScopeHasWhatTheConfigSays(t *testing.T) {
-	needsV2(t)
 	e := withSystemd(t)
 	const unit = "rsys-what.scope"
 	c := runScope(scope(e, "what", harness.Sh("cat /proc/self/cgroup", "sleep 3600"), limited(), oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace})))
 	e.Eventually("it tells", func() bool { return c.IO.Stdout.String() != "" })
-	if got := c.IO.Stdout.String(); got != "0::/\n" {
-		t.Errorf("inside, its cgroup is %q: its namespace was not made in its cgroup", got)
+	in := func(cgroups string) map[string]bool {
+		paths := map[string]bool{}
+		for line := range strings.Lines(cgroups) {
+			paths[strings.SplitN(strings.TrimSpace(line), ":", 3)[2]] = true
+		}
+		return paths
+	}
+	if got := in(c.IO.Stdout.String()); len(got) != 1 || !got["/"] {
+		t.Errorf("inside, its cgroups are %v: its namespace was not made in its cgroup", got)
 	}
 	cgroup, err := os.ReadFile("/proc/" + strconv.Itoa(int(c.Task.Pid())) + "/cgroup")
 	e.Must(err, "read its cgroup")
-	if want := "0::" + e.SliceDir() + "/" + unit + "\n"; string(cgroup) != want {
-		t.Errorf("it is in %q, want %q", cgroup, want)
+	if got := in(string(cgroup)); len(got) != 1 || !got[e.SliceDir()+"/"+unit] {
+		t.Errorf("it is in %v, want %s/%s in all hierarchies", got, e.SliceDir(), unit)
 	}
-	checkFiles(e, "at first", unit, inFiles)
-	for name, want := range map[string]string{
+	inFiles, inUnit := limits()
+	inFiles.check(e, "at first", unit)
+	for name, value := range (files{
 		"ActiveState": "active", "Slice": e.Slice(), "Delegate": "yes", "DefaultDependencies": "no", "CollectMode": "inactive-or-failed", "Transient": "yes",
-		"MemoryMax": "67108864", "MemoryLow": "8388608", "MemorySwapMax": "0", "MemoryHigh": "50331648", "TasksMax": "40", "CPUWeight": "59",
-		"CPUQuotaPerSecUSec": "250ms", "CPUQuotaPeriodUSec": "50ms", "AllowedCPUs": "1", "AllowedMemoryNodes": "0", "DevicePolicy": "strict",
-		"MemoryAccounting": "yes", "CPUAccounting": "yes", "IOAccounting": "yes", "TasksAccounting": "yes",
-	} {
+		"MemoryAccounting": "yes", "CPUAccounting": "yes", "TasksAccounting": "yes",
+	}) {
+		inUnit[name] = value
+	}
+	for name, want := range inUnit {
 		if got := property(e, unit, name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
-	if got := scopeFile(e, unit, "cgroup.procs"); got != strconv.Itoa(int(c.Task.Pid())) {
+	if got := scopeFile(e, unit, "cgroup.procs", "systemd/cgroup.procs"); got != strconv.Itoa(int(c.Task.Pid())) {
 		t.Errorf("in the cgroup are %q, want the container's process %d alone", got, c.Task.Pid())
 	}
 	c.Kill(syscall.SIGKILL)
@@ -145,7 +176,6 @@ func TestAScopeHasWhatTheConfigSays(t *testing.T) {
 
 // TestAScopeKeepsItsLimits has systemd write all that it knows to all cgroups again.
 func TestAScopeKeepsItsLimits(t *testing.T) {
-	needsV2(t)
 	const unit = "rsys-keeps.scope"
 	device := "dd if=/dev/zero of=/dev/null bs=1 count=1 2>/dev/null && echo -n zero; mknod /tmp/kmsg c 1 11; dd if=/tmp/kmsg of=/dev/null count=1 2>/dev/null || echo -n ,nothing"
 	for _, again := range []string{"daemon-reload", "daemon-reexec"} {
@@ -160,7 +190,8 @@ func TestAScopeKeepsItsLimits(t *testing.T) {
 			}
 			devices("at first")
 			systemctl(e, again)
-			checkFiles(e, "after "+again, unit, inFiles)
+			inFiles, _ := limits()
+			inFiles.check(e, "after "+again, unit)
 			devices("after " + again)
 			if got := property(e, unit, "ActiveState"); got != "active" {
 				t.Errorf("it is %s", got)
@@ -169,23 +200,32 @@ func TestAScopeKeepsItsLimits(t *testing.T) {
 			e.Must(c.Task.Update(e.Ctx, client.WithResources(&specs.LinuxResources{
 				Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}, Pids: &specs.LinuxPids{Limit: &pids}, CPU: &specs.LinuxCPU{Shares: &weight},
 			})), "update")
-			updated := map[string]string{"memory.max": "50331648", "pids.max": "30", "cpu.weight": "100", "cpu.max": "12500 50000", "memory.low": "8388608", "cpuset.cpus": "1"}
-			checkFiles(e, "after an update", unit, updated)
+			updated, props := inFiles, files{"MemoryMax": "50331648", "TasksMax": "30", "CPUWeight": "100"}
+			changed := files{"memory.max": "50331648", "pids.max": "30", "cpu.weight": "100"}
+			if !onV2() {
+				changed = files{"memory/memory.limit_in_bytes": "50331648", "memory/memory.memsw.limit_in_bytes": "50331648", "pids/pids.max": "30", "cpu/cpu.shares": "1024"}
+				props = files{"MemoryLimit": "50331648", "TasksMax": "30", "CPUShares": "1024"}
+			}
+			for name, value := range changed {
+				updated[name] = value
+			}
+			updated.check(e, "after an update", unit)
 			systemctl(e, again)
-			checkFiles(e, "after an update and "+again, unit, updated)
-			for name, want := range map[string]string{"MemoryMax": "50331648", "TasksMax": "30", "CPUWeight": "100"} {
+			updated.check(e, "after an update and "+again, unit)
+			for name, want := range props {
 				if got := property(e, unit, name); got != want {
 					t.Errorf("%s is %s, want %s", name, got, want)
 				}
 			}
 			devices("after an update")
 			e.Must(c.Task.Pause(e.Ctx), "pause")
-			if got := scopeFile(e, unit, "cgroup.freeze"); got != "1" {
-				t.Errorf("paused, cgroup.freeze is %s", got)
-			}
-			systemctl(e, again)
-			if got := scopeFile(e, unit, "cgroup.freeze"); got != "1" {
-				t.Errorf("after %s, cgroup.freeze is %s", again, got)
+			for _, when := range []string{"paused", again} {
+				if got := scopeFile(e, unit, "cgroup.freeze", "freezer/freezer.self_freezing"); got != "1" {
+					t.Errorf("after it is %s, it is frozen: %s", when, got)
+				}
+				if when == "paused" {
+					systemctl(e, again)
+				}
 			}
 			e.Must(c.Task.Resume(e.Ctx), "resume")
 		})
@@ -193,20 +233,20 @@ func TestAScopeKeepsItsLimits(t *testing.T) {
 }
 
 func TestAnUpdateThatTheKernelRefusesIsTakenBackFromSystemdToo(t *testing.T) {
-	needsV2(t)
 	e := withSystemd(t)
 	const unit = "rsys-back.scope"
 	c := runScope(scope(e, "back", harness.Sleep(), limited()))
 	pids := int64(20)
 	err := c.Task.Update(e.Ctx, client.WithResources(&specs.LinuxResources{
-		Pids: &specs.LinuxPids{Limit: &pids}, Unified: map[string]string{"memory.no-such-file": "1"},
+		Pids: &specs.LinuxPids{Limit: &pids}, HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB", Limit: 1}},
 	}))
-	if err == nil || !strings.Contains(err.Error(), "linux.resources.unified[memory.no-such-file]") {
+	if err == nil || !strings.Contains(err.Error(), "linux.resources.hugepageLimits[0]") {
 		t.Fatalf("got %v", err)
 	}
-	checkFiles(e, "after it", unit, inFiles)
+	inFiles, _ := limits()
+	inFiles.check(e, "after it", unit)
 	systemctl(e, "daemon-reload")
-	checkFiles(e, "after daemon-reload", unit, inFiles)
+	inFiles.check(e, "after daemon-reload", unit)
 	if got := property(e, unit, "TasksMax"); got != "40" {
 		t.Errorf("TasksMax is %s", got)
 	}
@@ -227,12 +267,15 @@ func TestAScopeWithoutAPathIsInSystemSlice(t *testing.T) {
 }
 
 func TestAScopeIsBornWithAPidsLimitOfOne(t *testing.T) {
-	needsV2(t)
 	e := withSystemd(t)
 	c := scope(e, "one", []string{"sleep", "3600"}, oci.WithPidsLimit(1))
 	c.Create(harness.WithSystemdCgroup)
 	for _, when := range []string{"created", "running"} {
-		checkFiles(e, when, "rsys-one.scope", map[string]string{"pids.max": "1", "pids.current": "1"})
+		for name, want := range (files{"pids.max": "1", "pids.current": "1"}) {
+			if got := scopeFile(e, "rsys-one.scope", name, "pids/"+name); got != want {
+				t.Errorf("%s: %s is %s, want %s", when, name, got, want)
+			}
+		}
 		if got := property(e, "rsys-one.scope", "TasksMax"); got != "1" {
 			t.Errorf("%s: TasksMax is %s", when, got)
 		}
@@ -281,7 +324,6 @@ func TestAPathThatIsNotAScopesIsRefused(t *testing.T) {
 }
 
 func TestAScopeThatExistsIsNotTakenNorHarmed(t *testing.T) {
-	needsV2(t)
 	e := withSystemd(t)
 	first := runScope(scope(e, "twice", harness.Sleep()))
 	err := scope(e, "twice", harness.Sleep()).TryCreate(harness.WithSystemdCgroup)
