@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rsys-io/rsys/cgroup/systemd"
@@ -211,7 +211,8 @@ func (c *Cgroup) updateScope(list []Setting) error {
 	return nil
 }
 
-// stop ends the unit. That nobody is there to be told is no error: a scope without processes ends by itself.
+// stop ends the unit. That nobody is there to be told, or that it takes long, is no error: nothing runs in it any more, and a scope
+// without processes ends by itself. What can't be removed then the caller notices.
 func (c *Cgroup) stop() error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTime, errors.New("the scope was not stopped in time"))
 	defer cancel()
@@ -219,13 +220,8 @@ func (c *Cgroup) stop() error {
 		return nil
 	}
 	err := c.scope.unit.Stop(ctx)
-	if err != nil && ctx.Err() != nil {
-		if _, gone := os.Lstat(c.dirs[0]); errors.Is(gone, os.ErrNotExist) {
-			return nil
-		}
+	if err == nil || ctx.Err() != nil || errors.Is(err, errdefs.ErrUnavailable) {
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("stop %s: %w", c.scope.unit.Name, err)
-	}
-	return nil
+	return fmt.Errorf("stop %s: %w", c.scope.unit.Name, err)
 }

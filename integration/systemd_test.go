@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -380,4 +381,42 @@ func TestAScopeEndsWithItsLastProcess(t *testing.T) {
 	// Nobody has deleted the task.
 	e.Eventually("the unit is gone", func() bool { return property(e, "rsys-ends.scope", "LoadState") == "not-found" })
 	c.Delete()
+}
+
+func TestScopesComeAndGoWhileSystemdIsExecutedAnew(t *testing.T) {
+	e := withSystemd(t)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+				// Every connection to it breaks.
+				if out, err := exec.CommandContext(e.Ctx, "systemctl", "daemon-reexec").CombinedOutput(); err != nil {
+					t.Logf("daemon-reexec: %v: %s", err, out)
+				}
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
+	pids := int64(20)
+	for i := range 5 {
+		name := "anew" + strconv.Itoa(i)
+		c := runScope(scope(e, name, harness.Sleep(), oci.WithPidsLimit(10)))
+		e.Must(c.Task.Update(e.Ctx, client.WithResources(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &pids}})), "update")
+		if got := scopeFile(e, "rsys-"+name+".scope", "pids.max", "pids/pids.max"); got != "20" {
+			t.Errorf("the pids limit is %s", got)
+		}
+		c.Kill(syscall.SIGKILL)
+		c.Wait()
+		c.Delete()
+		if _, err := os.Stat("/sys/fs/cgroup/" + map[bool]string{true: "", false: "systemd"}[onV2()] + e.SliceDir() + "/rsys-" + name + ".scope"); !os.IsNotExist(err) {
+			t.Errorf("the cgroup of %s after its delete: %v", name, err)
+		}
+	}
 }
