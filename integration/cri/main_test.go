@@ -45,6 +45,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// old says that containerd is 1.7, whose CRI has less.
+func old() bool { return strings.Contains(daemon.Containerd, "containerd-1.") }
+
 // start begins a test with a pod, not yet run.
 func start(t *testing.T) *harness.Pod {
 	t.Helper()

@@ -131,7 +131,9 @@ func (d *Daemon) files(s Snapshot) {
 	stays := map[string]bool{"/run/containerd": true, "/run/containerd/s": true, "/run/runc": true, "/run/containerd/runc": true,
 		"/run/containerd/fifo": true, "/run/netns": true, filepath.Join("/run/containerd/runc", d.Namespace): true, filepath.Dir(d.Bundle("x")): true}
 	for _, dir := range []string{d.criDir("root"), d.criDir("state")} {
-		stays[dir], stays[filepath.Join(dir, "containers")], stays[filepath.Join(dir, "sandboxes")] = true, true, true
+		for _, sub := range []string{"", "containers", "sandboxes", "image-volumes"} {
+			stays[filepath.Join(dir, sub)] = true
+		}
 	}
 	for _, file := range []string{"", "lock", "last_reserved_ip.0"} {
 		stays[d.cni("leases", networkName, file)] = true

@@ -1,0 +1,132 @@
+package cri
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/rsys-io/rsys/integration/harness"
+)
+
+// busy has used some processor time, and holds some memory.
+func busy() []string {
+	return harness.Sh("trap 'exit 0' TERM", "x=$(head -c 4000000 /dev/zero | tr '\\0' x)", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done",
+		"echo done", "while :; do sleep 0.1; done")
+}
+
+func TestStatsAreWhatTheCgroupHas(t *testing.T) {
+	p := start(t).Run()
+	c := p.Container(busy()...)
+	p.Eventually("it has worked", func() bool { return strings.Contains(c.Output("stdout"), "done") })
+
+	check := func(t *testing.T, from string, cpu *runtimeapi.CpuUsage, memory *runtimeapi.MemoryUsage) {
+		t.Helper()
+		if got := cpu.GetUsageCoreNanoSeconds().GetValue(); got < uint64(50*time.Millisecond) {
+			t.Errorf("%s: %d ns of processor time", from, got)
+		}
+		if got := memory.GetWorkingSetBytes().GetValue(); got < 4_000_000 || got > 500_000_000 {
+			t.Errorf("%s: a working set of %d bytes", from, got)
+		}
+		if memory.GetRssBytes().GetValue() < 4_000_000 || memory.GetUsageBytes().GetValue() < memory.GetWorkingSetBytes().GetValue() {
+			t.Errorf("%s: memory %v", from, memory)
+		}
+	}
+	one, err := p.CRI.ContainerStats(p.Ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c.ID})
+	p.Must(err, "stats")
+	check(t, "ContainerStats", one.Stats.Cpu, one.Stats.Memory)
+	if one.Stats.Memory.GetPageFaults().GetValue() == 0 {
+		t.Errorf("no page faults: %v", one.Stats.Memory)
+	}
+	all, err := p.CRI.ListContainerStats(p.Ctx, &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{PodSandboxId: p.ID}})
+	p.Must(err, "list stats")
+	if len(all.Stats) != 1 || all.Stats[0].Attributes.Id != c.ID {
+		t.Fatalf("stats of %v", all.Stats)
+	}
+	check(t, "ListContainerStats", all.Stats[0].Cpu, all.Stats[0].Memory)
+	pod, err := p.CRI.PodSandboxStats(p.Ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.ID})
+	p.Must(err, "stats of the pod")
+	linux := pod.Stats.GetLinux()
+	check(t, "PodSandboxStats", linux.GetCpu(), linux.GetMemory())
+	if got := linux.GetProcess().GetProcessCount().GetValue(); got < 1 {
+		t.Errorf("the pod has %d processes", got)
+	}
+	if got := linux.GetNetwork().GetDefaultInterface(); got.GetName() != "eth0" || got.GetRxBytes().GetValue()+got.GetTxBytes().GetValue() == 0 {
+		t.Errorf("network: %v", got)
+	}
+	if len(linux.GetContainers()) != 1 || linux.GetContainers()[0].GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 {
+		t.Errorf("the pod's containers: %v", linux.GetContainers())
+	}
+	// The rate, which CRI makes of two readings, and tells in the list alone.
+	c.Sh("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+	p.Eventually("there is a rate", func() bool {
+		st, err := p.CRI.ListContainerStats(p.Ctx, &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{Id: c.ID}})
+		return err == nil && len(st.Stats) == 1 && st.Stats[0].Cpu.GetUsageNanoCores().GetValue() > 0
+	})
+}
+
+// limits are the container's in its cgroup, by the names of files of cgroup v1.
+func limits(c *harness.PodContainer) map[string]string {
+	c.Helper()
+	got := map[string]string{}
+	for _, file := range []string{"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes"} {
+		controller, _, _ := strings.Cut(file, ".")
+		data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Pod.Config.Linux.CgroupParent, c.ID, file))
+		c.Must(err, "read a limit")
+		got[file] = strings.TrimSpace(string(data))
+	}
+	return got
+}
+
+// v1 skips a test that reads files of cgroup v1.
+func v1(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		t.Skip("the limits are read from cgroup v1's files, which this machine has not")
+	}
+}
+
+func TestResourcesAreChangedInPlace(t *testing.T) {
+	v1(t)
+	p := start(t).Run()
+	c := p.NewContainer(harness.Sleep()...)
+	c.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{
+		CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900}
+	c.Run()
+	pid, before := c.Pid(), limits(c)
+	if got := fmt.Sprint(before); got != "map[cpu.cfs_period_us:100000 cpu.cfs_quota_us:50000 cpu.shares:512 memory.limit_in_bytes:67108864]" {
+		t.Errorf("at first %v", before)
+	}
+	if got := c.Sh("cat /proc/1/oom_score_adj"); got != "900" {
+		t.Errorf("oom_score_adj %s", got)
+	}
+	for _, memory := range []int64{128 << 20, 32 << 20} {
+		_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{
+			CpuPeriod: 100000, CpuQuota: 70000, CpuShares: 700, MemoryLimitInBytes: memory}})
+		p.Must(err, "update")
+		want := fmt.Sprintf("map[cpu.cfs_period_us:100000 cpu.cfs_quota_us:70000 cpu.shares:700 memory.limit_in_bytes:%d]", memory)
+		if got := fmt.Sprint(limits(c)); got != want {
+			t.Errorf("after the update %s, want %s", got, want)
+		}
+	}
+	if got := c.Status().GetResources().GetLinux().GetCpuQuota(); got != 70000 {
+		t.Errorf("CRI tells a quota of %d", got)
+	}
+	if c.Pid() != pid || c.Sh("echo $PPID") == "" {
+		t.Error("it is another process")
+	}
+	// What runs can't have less than it holds. It goes on, with what it had.
+	_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4096}})
+	if err == nil {
+		t.Error("a limit of one page is taken")
+	} else if !strings.Contains(err.Error(), "memory") {
+		t.Errorf("the error does not name the field: %v", err)
+	}
+	if got := c.Sh("echo lives"); got != "lives" {
+		t.Errorf("it says %q", got)
+	}
+}
