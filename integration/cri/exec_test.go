@@ -162,6 +162,22 @@ func TestExecWithATerminal(t *testing.T) {
 	}
 }
 
+// typed is what a shell shows at a terminal for some input.
+func typed(c *harness.PodContainer, input string) string {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Ctx, harness.Patience)
+	defer cancel()
+	var out harness.Buffer
+	// CRI ends a terminal's output with its input, so that stays open.
+	in, end := io.Pipe()
+	defer end.Close()
+	go func() { _, _ = io.WriteString(end, input) }()
+	err := dial(c.Env, execURL(c, &runtimeapi.ExecRequest{Cmd: []string{"sh"}, Tty: true, Stdin: true, Stdout: true})).
+		StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true})
+	c.Must(err, "exec with a terminal")
+	return out.String()
+}
+
 func TestAnExecWhoseClientGoesIsNotTheContainersEnd(t *testing.T) {
 	p := start(t).Run()
 	c := p.Container(harness.Sleep()...)

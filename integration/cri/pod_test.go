@@ -254,3 +254,31 @@ func TestAPodInAUserNamespace(t *testing.T) {
 		t.Errorf("the new file of the volume is user %d's on the node", got)
 	}
 }
+
+func TestAPodInAUserNamespaceSharesItsPIDNamespaceAndTakesStreams(t *testing.T) {
+	const base, size = 3_100_000, 65536
+	p := start(t)
+	ids := []*runtimeapi.IDMapping{{ContainerId: 0, HostId: base, Length: size}}
+	options := p.Config.Linux.SecurityContext.NamespaceOptions
+	options.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+	options.Pid = runtimeapi.NamespaceMode_POD
+	p.Run()
+	c := p.NewContainer(harness.Sleep()...)
+	c.Config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+	c.Run()
+	if got := c.Sh("cat /proc/1/comm; id -u; id -G"); got != "pause\n1000\n1000 50" && got != "pause\n1000\n0 50" {
+		t.Errorf("inside: %q", got)
+	}
+	st, err := os.Stat(fmt.Sprintf("/proc/%d", c.Pid()))
+	p.Must(err, "stat")
+	if got := owner(st); got != base+1000 {
+		t.Errorf("user 1000 of the container is user %d of the node", got)
+	}
+	if got := typed(c, "tty; stty size >/dev/null && echo a terminal; exit 0\n"); !strings.Contains(got, "/dev/pts/0") || !strings.Contains(got, "a terminal\r\n") {
+		t.Errorf("a terminal: %q", got)
+	}
+	c.Stop(10 * time.Second)
+	if st := c.Wait(); st.ExitCode != 0 {
+		t.Errorf("it ended with %v", st)
+	}
+}
