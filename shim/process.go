@@ -55,6 +55,8 @@ type process struct {
 	size  *unix.Winsize // asked for before there was a terminal
 	exit  container.Exit
 	done  chan struct{}
+
+	inputClosed bool // by CloseIO, maybe before there was io
 }
 
 func (p *process) id() string {
@@ -134,6 +136,11 @@ func (p *process) startExec(ctx context.Context) (pid int, err error) {
 		ready.Close()
 		return 0, fmt.Errorf("open the standard streams: %w", err)
 	}
+	if err := pio.stdin.keep(); err != nil {
+		ready.Close()
+		pio.close()
+		return 0, fmt.Errorf("open the standard streams: %w", err)
+	}
 	tp, err := ready.exec(ctx, p.spec, pio.stdio)
 	if err != nil {
 		pio.close()
@@ -154,7 +161,11 @@ func (p *process) startExec(ctx context.Context) (pid int, err error) {
 	p.pid = tp.Pid()
 	pid = p.pid
 	p.applySize()
+	closed := p.inputClosed
 	p.mu.Unlock()
+	if closed {
+		pio.closeStdin()
+	}
 	p.c.s.events.send(topicExecStarted, &eventsapi.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: uint32(pid)})
 	go func() {
 		<-tp.Exited()
@@ -162,6 +173,15 @@ func (p *process) startExec(ctx context.Context) (pid int, err error) {
 		p.c.execs.Done()
 	}()
 	return pid, nil
+}
+
+// closeIO lets the process see the end of its input. One that is just being started, whose client has been quick, sees it then.
+func (p *process) closeIO() {
+	p.mu.Lock()
+	pio := p.io
+	p.inputClosed = true
+	p.mu.Unlock()
+	pio.closeStdin()
 }
 
 // expectStart has ready, of an exec that was added, what its start will need.

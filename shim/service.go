@@ -170,7 +170,8 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 		c.init.p = c.t.init()
 		c.init.pid = c.init.p.Pid()
 		c.init.io = pio
-		if r.Terminal {
+		err = pio.stdin.keep()
+		if err == nil && r.Terminal {
 			err = pio.attach(c.init.p.Terminal())
 		}
 		if err == nil {
@@ -375,10 +376,7 @@ func (s *service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	if err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	pio := p.io
-	p.mu.Unlock()
-	pio.closeStdin()
+	p.closeIO()
 	return empty, nil
 }
 

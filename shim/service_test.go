@@ -205,6 +205,9 @@ func TestExec(t *testing.T) {
 	_, err = h.task.CloseIO(h.ctx, &taskapi.CloseIORequest{ID: "c", ExecID: "e", Stdin: true})
 	h.wantCode("close before the start", err, codes.OK)
 	h.start("c", "e")
+	if e, err := h.svc.find("c", "e"); err != nil || !e.inputClosed {
+		t.Errorf("a close before the start is forgotten: %v", err)
+	}
 	pids, err := h.task.Pids(h.ctx, &taskapi.PidsRequest{ID: "c"})
 	if err != nil || len(pids.Processes) != 2 {
 		t.Fatalf("%v, %v", pids, err)

@@ -13,9 +13,13 @@ import (
 
 // An inputFifo is the shim's hold on a process's stdin: a writer, so that the process sees no end of its input when
 // one client goes and another comes, until CloseIO.
+//
+// There is none yet while a container is created: a client that has all of the input at hand may write it and be gone before
+// containerd knows of the task, and with it of whom to pass CloseIO on to. That client's end is the end of the input.
 type inputFifo struct {
 	mu   sync.Mutex
 	hold int // -1: let go
+	peek int // the fifo opened for reading, until keep; -1 after
 }
 
 // openInput opens a fifo for reading, in blocking mode unless the shim itself is to read it. Neither
@@ -25,11 +29,15 @@ func openInput(path string, ours bool) (*inputFifo, *os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	in := &inputFifo{hold: -1}
+	in := &inputFifo{hold: -1, peek: -1}
 	if isFifo(probe) {
-		if in.hold, err = openFD(path, unix.O_WRONLY|unix.O_NONBLOCK); err != nil {
+		if in.peek, err = unix.FcntlInt(uintptr(probe), unix.F_DUPFD_CLOEXEC, 0); err == nil && ours {
+			err = in.keep() // the shim's own reading must not find an end before the first writer
+		}
+		if err != nil {
 			unix.Close(probe)
-			return nil, nil, err
+			in.close()
+			return nil, nil, fmt.Errorf("hold %s: %w", path, err)
 		}
 	}
 	if err := unix.SetNonblock(probe, ours); err != nil {
@@ -40,12 +48,45 @@ func openInput(path string, ours bool) (*inputFifo, *os.File, error) {
 	return in, os.NewFile(uintptr(probe), path), nil
 }
 
+// keep opens the hold, before the process can read, unless a client has come and gone: the kernel reports a
+// hang-up only if there was a writer since the fifo was opened for reading.
+func (in *inputFifo) keep() (err error) {
+	if in == nil {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.peek < 0 {
+		return nil
+	}
+	if !hungUp(in.peek) {
+		in.hold, err = openFD(fmt.Sprintf("/proc/self/fd/%d", in.peek), unix.O_WRONLY|unix.O_NONBLOCK)
+	}
+	unix.Close(in.peek)
+	in.peek = -1
+	return err
+}
+
+func hungUp(r int) bool {
+	fds := []unix.PollFd{{Fd: int32(r)}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return err == nil && fds[0].Revents&unix.POLLHUP != 0
+		}
+	}
+}
+
 func (in *inputFifo) close() {
 	if in == nil {
 		return
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.peek >= 0 {
+		unix.Close(in.peek)
+		in.peek = -1
+	}
 	if in.hold >= 0 {
 		unix.Close(in.hold)
 		in.hold = -1

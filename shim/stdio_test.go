@@ -80,6 +80,9 @@ func open(t *testing.T, paths stdioPaths) *processIO {
 // run gives the streams to a process as package container does.
 func run(t *testing.T, pio *processIO, script string) *exec.Cmd {
 	t.Helper()
+	if err := pio.stdin.keep(); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("/bin/sh", "-c", script)
 	// Typed nils would be files to exec.
 	if f := pio.stdio.Stdin; f != nil {
@@ -480,4 +483,59 @@ func TestTerminalSlowReader(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
 	r.Close()
+}
+
+func TestAClientThatWasGoneBeforeTheContainerWasThereHasEndedItsInput(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		gone  bool // before keep
+		comes bool // after keep
+		ended bool
+	}{
+		{"it came, wrote and went", true, false, true},
+		{"it has not come yet", false, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "stdin")
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			write := func() {
+				w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Close()
+				if _, err := w.WriteString("input"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in, f, err := openInput(path, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			defer in.close()
+			if c.gone {
+				write()
+			}
+			if err := in.keep(); err != nil {
+				t.Fatal(err)
+			}
+			if c.comes {
+				write()
+			}
+			if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 64)
+			if n, err := unix.Read(int(f.Fd()), buf); string(buf[:max(n, 0)]) != "input" {
+				t.Errorf("read %q, %v", buf[:max(n, 0)], err)
+			}
+			n, err := unix.Read(int(f.Fd()), buf)
+			if ended := n == 0 && err == nil; ended != c.ended {
+				t.Errorf("then read %d, %v", n, err)
+			}
+		})
+	}
 }
