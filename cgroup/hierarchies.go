@@ -26,3 +26,25 @@ func Hierarchies() (list []Hierarchy, v2 bool) {
 func (c *Cgroup) Path() string {
 	return strings.TrimPrefix(c.dirs[0], c.layout.hierarchies[0].dir)
 }
+
+// A PathOf is the path of a cgroup in one hierarchy, that of a controller or, for "", of cgroup v2.
+type PathOf struct{ Controller, Path string }
+
+// Paths are the cgroup's paths in all hierarchies.
+func (c *Cgroup) Paths() (list []PathOf) {
+	for _, dir := range c.dirs {
+		for _, h := range c.layout.hierarchies {
+			path, ok := strings.CutPrefix(dir, h.dir+"/")
+			if !ok {
+				continue
+			}
+			if h.v2 {
+				list = append(list, PathOf{"", "/" + path})
+			}
+			for _, name := range h.controllers {
+				list = append(list, PathOf{name, "/" + path})
+			}
+		}
+	}
+	return list
+}

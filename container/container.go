@@ -62,6 +62,12 @@ func (r *Runtime) Create(ctx context.Context, cfg Config) (*Container, error) {
 	return r.create(ctx, cfg)
 }
 
+// Restore makes a container that is there as criu's images have it, once its Init is started; until then it has no process, and
+// Pid is 0. The config is that which the dumped one was made of, but for where things are.
+func (r *Runtime) Restore(ctx context.Context, cfg Config, from Restore) (*Container, error) {
+	return r.restore(ctx, cfg, from)
+}
+
 // A Container is a created container.
 type Container struct {
 	Init     *Process

@@ -43,7 +43,7 @@ type containerState struct {
 }
 
 func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err error) {
-	cg, err := cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
+	cg, err := cgroupOf(&cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +111,10 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		c.dropJoiner()
 	}()
 	return c, nil
+}
+
+func cgroupOf(cfg *Config) (*cgroup.Cgroup, error) {
+	return cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
 }
 
 func request(stdio Stdio) (req oci.Request) {

@@ -27,6 +27,7 @@ type processState struct {
 	spec      *specs.Process
 	stdio     Stdio // copies, of a process that is yet to be cloned
 	ready     *Ready
+	restoring *restoring // of an init that criu is to make
 	done      chan struct{}
 	result    Exit
 
@@ -100,6 +101,9 @@ func (p *processState) start(ctx context.Context) error {
 	if r == nil {
 		return fmt.Errorf("process was started already: %w", errdefs.ErrFailedPrecondition)
 	}
+	if p.restoring != nil {
+		return p.restored(ctx, r)
+	}
 	err := p.startRun(ctx, r)
 	p.ready.Close()
 	if err == nil {
@@ -123,6 +127,18 @@ func (p *processState) start(ctx context.Context) error {
 
 // endTime bounds the wait for the end of an init that has begun to end: the kernel first ends all others in its PID namespace.
 const endTime = 2 * time.Second
+
+// restored is the start of a process that criu makes. What held the mounts for criu has done its work.
+func (p *processState) restored(ctx context.Context, r *run) error {
+	err := p.restoring.do(ctx, r, p)
+	undoCtx, undone := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer undone()
+	err = errors.Join(err, r.abandon(undoCtx))
+	if err != nil && p.pid() == 0 {
+		p.finish(255, time.Now())
+	}
+	return err
+}
 
 // stopped says of what went wrong in an exec whose container has stopped that this is why. The failure
 // may be there before the end is: from its first moment on the kernel refuses what is asked of the namespaces, as ENOENT, ESRCH or ENOMEM.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +33,8 @@ type Request struct {
 	// if empty. Both are there already.
 	Images, Work string
 	Files        []*os.File // passed on, from FirstFile
-	Mounts       *os.File   // the mount namespace in which criu is to run; nil: ours
+	// Holder is a process in the mount namespace in which criu is to run; 0: ours.
+	Holder int
 	// Notify is told of criu's progress, and of a file that came with a notification. An error of it fails the request.
 	Notify func(script string, pid int, file *os.File) error
 }
@@ -47,7 +49,12 @@ func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 	if err != nil {
 		return nil, err
 	}
-	images, err := os.Open(r.Images)
+	// criu mounts below its working directory, which can be done by a file only if that is of its own namespace.
+	root := ""
+	if r.Holder != 0 {
+		root = "/proc/" + strconv.Itoa(r.Holder) + "/root"
+	}
+	images, err := os.Open(root + r.Images)
 	if err != nil {
 		return nil, fmt.Errorf("criu: images: %w", err)
 	}
@@ -57,7 +64,7 @@ func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 	r.Opts.NotifyScripts = Ptr(r.Notify != nil)
 	logs := r.Images
 	if r.Work != "" {
-		work, err := os.Open(r.Work)
+		work, err := os.Open(root + r.Work)
 		if err != nil {
 			return nil, fmt.Errorf("criu: work directory: %w", err)
 		}
@@ -132,7 +139,7 @@ func (r *Request) start(program string) (*conversation, error) {
 	// What it has started and left behind may hold the pipe.
 	p.cmd.WaitDelay = time.Second
 	p.cmd.ExtraFiles = append([]*os.File{theirs}, r.Files...)
-	if err := startIn(r.Mounts, p.cmd); err != nil {
+	if err := startIn(r.Holder, p.cmd); err != nil {
 		p.conn.Close()
 		return nil, err
 	}

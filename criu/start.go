@@ -4,16 +4,22 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// startIn starts a command in a mount namespace. It is started by a thread that has joined it and ends
+// startIn starts a command in the mount namespace of a process. It is started by a thread that has joined it and ends
 // with that; the child has our own process as its parent nevertheless.
-func startIn(mounts *os.File, cmd *exec.Cmd) error {
-	if mounts == nil {
+func startIn(holder int, cmd *exec.Cmd) error {
+	if holder == 0 {
 		return cmd.Start()
 	}
+	mounts, err := os.Open("/proc/" + strconv.Itoa(holder) + "/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer mounts.Close()
 	result := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread ends with the goroutine.

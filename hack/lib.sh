@@ -209,8 +209,8 @@ get_criu() {
 			exec $loader --library-path ${loader%/*} $dir/root/usr/sbin/criu "\$@"
 		WRAPPER
 		chmod +x "$dir/bin/criu"
-		version=$("$dir/bin/criu" --version)
-		case $version in *" $CRIU"*) ;; *) die "wanted criu $CRIU: $version" ;; esac
+		# A later one of the same Debian will do.
+		"$dir/bin/criu" --version >/dev/null || die "criu does not run"
 		touch "$dir/built"
 	)
 }

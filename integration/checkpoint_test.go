@@ -3,20 +3,24 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rsys-io/rsys/integration/harness"
 )
@@ -200,4 +204,56 @@ func TestACheckpointThatFails(t *testing.T) {
 			c.Delete()
 		})
 	}
+}
+
+// restore makes a new container from a checkpoint, with the writable layer that the old one had, as `ctr containers restore --live` does.
+func restore(e *harness.Env, from *harness.Container, img client.Image) *harness.Container {
+	e.Helper()
+	// The checkpointed container is gone: a new one is made of its config, and gets its files from the checkpoint.
+	spec, err := from.Spec(e.Ctx)
+	e.Must(err, "spec")
+	// containerd unpacks the checkpoint, and leaves that there.
+	for _, kind := range []string{"directory", "file"} {
+		e.MayLeave(kind + " " + e.Temp() + "/ctrd-checkpoint")
+	}
+	c := e.Container(nil, func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		*s = *spec
+		return nil
+	})
+	e.Must(c.TryCreate(client.WithTaskCheckpoint(img)), "create of a checkpoint")
+	return c
+}
+
+func TestARestoredContainerGoesOnWhereItWas(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	c := e.Container(counter())
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "5\n") })
+	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
+	e.Must(err, "checkpoint")
+	counted := strings.Count(c.Wait().Stdout, "\n")
+	c.Delete()
+
+	r := restore(e, c, img)
+	r.Start()
+	e.Eventually("it goes on counting", func() bool { return strings.Count(r.IO.Stdout.String(), "\n") > 3 })
+	var first int
+	fmt.Sscan(r.IO.Stdout.String(), &first)
+	if first < counted || first > counted+2 {
+		t.Errorf("the first number of the restored container is %d, the last one of the dumped was %d", first, counted)
+	}
+	if out := r.RunExec("sh", "-c", "hostname; cat /proc/1/comm; cat /proc/self/cgroup"); out.Code != 0 || !strings.Contains(out.Stdout, "sh\n") {
+		t.Errorf("exec in the restored container: %+v", out)
+	}
+	pids, err := r.Task.Pids(e.Ctx)
+	e.Must(err, "pids")
+	if len(pids) == 0 || !slices.ContainsFunc(pids, func(p client.ProcessInfo) bool { return p.Pid == r.Task.Pid() }) {
+		t.Errorf("the cgroup of the restored container has %v, its first process is %d", pids, r.Task.Pid())
+	}
+	r.Kill(syscall.SIGKILL)
+	if exit := r.Wait(); exit.Code != 137 {
+		t.Errorf("exit code %d, want 137", exit.Code)
+	}
+	r.Delete()
 }

@@ -103,6 +103,18 @@ func newChild(pid int, conn *conn, nest *Block) (*Child, error) {
 	return (&Child{pid: pid, conn: conn, nest: nest}).start(nil)
 }
 
+// AdoptChild makes a Child of a child of ours that is no task and never was: one that another program, say criu, has made
+// in our name. From then on it is the Child that reaps it.
+func AdoptChild(pid int) (*Child, error) {
+	c, err := (&Child{pid: pid, execed: true}).start(nil)
+	if err != nil {
+		return nil, err
+	}
+	c.stat.Close()
+	close(c.left)
+	return c, nil
+}
+
 // start opens what tells of the child and starts its monitor. A peer's pidfd is given, and a copy taken.
 func (c *Child) start(pidfd *os.File) (*Child, error) {
 	// As the parent, we alone can reap pid: it is this process or its zombie.

@@ -72,3 +72,23 @@ func TestACheckpointsOptionsArrive(t *testing.T) {
 	}
 	h.wantEvents(topicCreate, topicStart, topicCheckpointed, topicCheckpointed)
 }
+
+func TestARestoredTaskHasItsProcessFromItsStart(t *testing.T) {
+	h := newHarness(t)
+	r, err := h.task.Create(h.ctx, &taskapi.CreateTaskRequest{
+		ID: "c", Bundle: newBundle(t, `{"process":{"args":["x"]}}`), Checkpoint: "/images",
+	})
+	if err != nil || r.Pid != 0 {
+		t.Fatalf("create: pid %d, %v", r.GetPid(), err)
+	}
+	if got, want := h.rt.restored, []container.Restore{{Images: "/images"}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("restored of %+v, want %+v", got, want)
+	}
+	started, err := h.task.Start(h.ctx, &taskapi.StartRequest{ID: "c"})
+	if err != nil || started.Pid == 0 {
+		t.Errorf("start: pid %d, %v", started.GetPid(), err)
+	}
+	if st, err := h.task.State(h.ctx, &taskapi.StateRequest{ID: "c"}); err != nil || st.Pid != started.GetPid() {
+		t.Errorf("state: pid %d, %v, want %d", st.GetPid(), err, started.GetPid())
+	}
+}

@@ -24,6 +24,7 @@ type fakeRuntime struct {
 	createErr error
 	created   []*fakeContainer
 	configs   []container.Config
+	restored  []container.Restore
 }
 
 func (r *fakeRuntime) create(_ context.Context, cfg container.Config) (taskContainer, error) {
@@ -38,6 +39,18 @@ func (r *fakeRuntime) create(_ context.Context, cfg container.Config) (taskConta
 	r.created = append(r.created, c)
 	r.configs = append(r.configs, cfg)
 	return c, nil
+}
+
+func (r *fakeRuntime) restore(ctx context.Context, cfg container.Config, from container.Restore) (taskContainer, error) {
+	c, err := r.create(ctx, cfg)
+	if err == nil {
+		r.restored = append(r.restored, from)
+		f := c.(*fakeContainer)
+		f.main.mu.Lock()
+		f.main.pid = 0
+		f.main.mu.Unlock()
+	}
+	return c, err
 }
 
 func (r *fakeRuntime) Close() error { return nil }

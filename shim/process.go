@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,6 +59,7 @@ type process struct {
 	done  chan struct{}
 
 	inputClosed bool // by CloseIO, maybe before there was io
+	restoring   bool // by criu, at the start; until then there is no process
 }
 
 func (p *process) id() string {
@@ -106,6 +109,9 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	err = p.p.Start(ctx)
 	p.c.s.keepTrace(p.c.id, p.c.bundle, p.c.trace, rec)
 	p.c.trace = nil
+	if err == nil && p.restoring {
+		err = p.restored()
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -115,6 +121,25 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	p.mu.Unlock()
 	p.c.s.events.send(topicStart, &eventsapi.TaskStart{ContainerID: p.c.id, Pid: uint32(pid)})
 	return pid, nil
+}
+
+// restored takes note of the process that there is now.
+func (p *process) restored() error {
+	p.mu.Lock()
+	p.pid = p.p.Pid()
+	pid, pio := p.pid, p.io
+	p.mu.Unlock()
+	err := os.WriteFile(filepath.Join(p.c.bundle, pidFile), []byte(strconv.Itoa(pid)), 0o644)
+	if err == nil && p.stdio.Terminal {
+		err = pio.attach(p.p.Terminal())
+		p.mu.Lock()
+		p.applySize()
+		p.mu.Unlock()
+	}
+	if err != nil {
+		p.p.Close()
+	}
+	return err
 }
 
 func (p *process) startExec(ctx context.Context) (pid int, err error) {

@@ -15,6 +15,7 @@ import (
 type (
 	containerRuntime interface {
 		create(context.Context, container.Config) (taskContainer, error)
+		restore(context.Context, container.Config, container.Restore) (taskContainer, error)
 		Close() error
 	}
 	taskContainer interface {
@@ -56,6 +57,14 @@ type (
 
 func (r realRuntime) create(ctx context.Context, cfg container.Config) (taskContainer, error) {
 	c, err := r.Create(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return realContainer{c}, nil
+}
+
+func (r realRuntime) restore(ctx context.Context, cfg container.Config, from container.Restore) (taskContainer, error) {
+	c, err := r.Restore(ctx, cfg, from)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -110,9 +111,6 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	if r.ID == "" || r.Bundle == "" {
 		return nil, invalid("create: no id or no bundle")
 	}
-	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("restore of a checkpoint: %w", errdefs.ErrNotImplemented)
-	}
 	if err := s.reserve(r.ID); err != nil {
 		return nil, err
 	}
@@ -163,7 +161,12 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 		cfg.Rootfs = append(cfg.Rootfs, container.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	recorded, rec := s.recorded(ctx)
-	c.t, err = s.runtime.create(recorded, cfg)
+	if images := cmp.Or(r.Checkpoint, opts.CriuImagePath); images != "" {
+		c.init.restoring = true
+		c.t, err = s.runtime.restore(recorded, cfg, container.Restore{Criu: c.criu.program, Images: images, Work: c.criu.work})
+	} else {
+		c.t, err = s.runtime.create(recorded, cfg)
+	}
 	c.trace = s.keepTrace(r.ID, r.Bundle, nil, rec)
 	pio.handedOver()
 	if err == nil {
@@ -171,7 +174,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 		c.init.pid = c.init.p.Pid()
 		c.init.io = pio
 		err = pio.stdin.keep()
-		if err == nil && r.Terminal {
+		if err == nil && r.Terminal && !c.init.restoring {
 			err = pio.attach(c.init.p.Terminal())
 		}
 		if err == nil {
@@ -446,7 +449,8 @@ func statsAny(stats any) (*anypb.Any, error) {
 func (s *service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if c, err := s.container(r.ID); err == nil {
-		resp.TaskPid = uint32(c.init.pid)
+		_, pid, _ := c.init.snapshot()
+		resp.TaskPid = uint32(pid)
 	}
 	return resp, nil
 }

@@ -427,7 +427,6 @@ func TestCreateErrors(t *testing.T) {
 	h.wantCode("wrong type", req(`{"process":{"args":{}}}`, nil), codes.InvalidArgument)
 	h.wantCode("no bundle", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Bundle = "" }), codes.InvalidArgument)
 	h.wantCode("no config", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Bundle = t.TempDir() }), codes.InvalidArgument)
-	h.wantCode("checkpoint", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Checkpoint = "/x" }), codes.Unimplemented)
 	h.wantCode("binary name", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Options = binaryName }), codes.InvalidArgument)
 	h.wantCode("stream by grpc", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "grpc+vsock://3:1/?streaming_id=x" }), codes.Unimplemented)
 	h.wantCode("stream without ID", req(`{}`, func(r *taskapi.CreateTaskRequest) { r.Stdout = "ttrpc+unix:///s" }), codes.InvalidArgument)
