@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/integration/harness"
 )
 
@@ -206,10 +207,10 @@ func TestACheckpointThatFails(t *testing.T) {
 	}
 }
 
-// restore makes a new container from a checkpoint, with the writable layer that the old one had, as `ctr containers restore --live` does.
-func restore(e *harness.Env, from *harness.Container, img client.Image) *harness.Container {
+// restore makes a new container of a checkpointed one's config and image, and its task of the checkpoint, as `ctr containers restore
+// --live` does, but without the writable layer.
+func restore(e *harness.Env, from *harness.Container, img client.Image, change ...func(*oci.Spec)) *harness.Container {
 	e.Helper()
-	// The checkpointed container is gone: a new one is made of its config, and gets its files from the checkpoint.
 	spec, err := from.Spec(e.Ctx)
 	e.Must(err, "spec")
 	// containerd unpacks the checkpoint, and leaves that there.
@@ -218,8 +219,12 @@ func restore(e *harness.Env, from *harness.Container, img client.Image) *harness
 	}
 	c := e.Container(nil, func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 		*s = *spec
+		for _, f := range change {
+			f(s)
+		}
 		return nil
 	})
+	c.IO.Terminal = spec.Process.Terminal
 	e.Must(c.TryCreate(client.WithTaskCheckpoint(img)), "create of a checkpoint")
 	return c
 }
@@ -255,5 +260,82 @@ func TestARestoredContainerGoesOnWhereItWas(t *testing.T) {
 	if exit := r.Wait(); exit.Code != 137 {
 		t.Errorf("exit code %d, want 137", exit.Code)
 	}
+	r.Delete()
+}
+
+// What a container has from outside is there again: a bind mount, a joined network namespace, its own cgroup; and what it has in memory.
+func TestARestoredContainerHasWhatItHadFromOutside(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	dir := t.TempDir()
+	e.Must(os.WriteFile(filepath.Join(dir, "file"), []byte("from outside\n"), 0o644), "file")
+	// The namespace is held by another container, as a pod's is.
+	pod := e.Container(harness.Sleep())
+	pod.Run()
+	netns := fmt.Sprintf("/proc/%d/ns/net", pod.Task.Pid())
+	c := e.Container(counter(), oci.WithMounts([]specs.Mount{{Destination: "/data", Type: "bind", Source: dir, Options: []string{"rbind", "rw"}}}),
+		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns}))
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
+	look := []string{"sh", "-c", "cat /data/file; readlink /proc/1/ns/net; cat /proc/1/status | grep -E '^(Cap|Seccomp|NoNewPrivs|Uid)'; ls /dev /proc/scsi; cat /proc/kcore | wc -c; echo x >/sys/x"}
+	before := c.RunExec(look...)
+	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
+	e.Must(err, "checkpoint")
+	c.Wait()
+	c.Delete()
+	r := restore(e, c, img)
+	r.Start()
+	after := r.RunExec(look...)
+	if !strings.Contains(after.Stdout, "from outside") || after.Stdout != before.Stdout || after.Stderr != before.Stderr {
+		t.Errorf("before:\n%s%s\nafter:\n%s%s", before.Stdout, before.Stderr, after.Stdout, after.Stderr)
+	}
+	r.Kill(syscall.SIGKILL)
+	r.Wait()
+	r.Delete()
+	pod.Kill(syscall.SIGKILL)
+	pod.Wait()
+	pod.Delete()
+}
+
+// A restore that fails says why, and leaves nothing: what criu had made in the shim's name is reaped.
+func TestARestoreThatFails(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	dir := t.TempDir()
+	c := e.Container(counter(), oci.WithMounts([]specs.Mount{{Destination: "/data", Type: "bind", Source: dir, Options: []string{"rbind"}}}))
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
+	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
+	e.Must(err, "checkpoint")
+	c.Wait()
+	c.Delete()
+	r := restore(e, c, img, func(s *oci.Spec) { s.Mounts = s.Mounts[:len(s.Mounts)-1] })
+	err = r.Task.Start(e.Ctx)
+	if err == nil || !strings.Contains(err.Error(), "criu: restore failed") || !strings.Contains(err.Error(), "criu-restore.log") {
+		t.Errorf("the error is %v", err)
+	}
+	t.Log(err)
+	if exit := r.Wait(); exit.Code != 255 {
+		t.Errorf("exit code %d, want 255", exit.Code)
+	}
+	r.Delete()
+}
+
+func TestATerminalIsRestored(t *testing.T) {
+	needCriu(t)
+	e := start(t)
+	c := e.Container(counter(), oci.WithTTY)
+	c.IO.Terminal = true
+	c.Run()
+	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\r\n") })
+	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
+	e.Must(err, "checkpoint")
+	c.Wait()
+	c.Delete()
+	r := restore(e, c, img)
+	r.Start()
+	e.Eventually("it goes on counting", func() bool { return strings.Count(r.IO.Stdout.String(), "\n") > 3 })
+	r.Kill(syscall.SIGKILL)
+	r.Wait()
 	r.Delete()
 }
