@@ -45,13 +45,18 @@ func WithRecorder(ctx context.Context, r *Recorder) context.Context {
 	return context.WithValue(ctx, recorderKey{}, r)
 }
 
+// RecorderOf is the recorder of a context; nil if it has none.
+func RecorderOf(ctx context.Context) *Recorder {
+	r, _ := ctx.Value(recorderKey{}).(*Recorder)
+	return r
+}
+
 // recording is what the plans of ctx are recorded by, and when what follows begins; nil if they are not.
 func recording(ctx context.Context) (*Recorder, uint64) {
-	r, _ := ctx.Value(recorderKey{}).(*Recorder)
-	if r == nil {
-		return nil, 0
+	if r := RecorderOf(ctx); r != nil {
+		return r, rsys.Ticks()
 	}
-	return r, rsys.Ticks()
+	return nil, 0
 }
 
 // Steps are what has been recorded.

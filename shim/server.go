@@ -59,7 +59,11 @@ func serve(flags *bootstrap.Flags) error {
 		removeSocket(listener)
 		close(done)
 	}), newSettler().touch)
-	server, err := newServer(svc)
+	spans, err := newSpanExporter(os.Getenv)
+	if err != nil {
+		log.L.WithError(err).Warn("no spans are exported")
+	}
+	server, err := newServer(svc, spans)
 	if err != nil {
 		return err
 	}
@@ -83,12 +87,19 @@ func serve(flags *bootstrap.Flags) error {
 	if err := rt.Close(); err != nil {
 		log.L.WithError(err).Warn("close the runtime")
 	}
+	if spans != nil {
+		spans.flush(time.Second)
+	}
 	return nil
 }
 
 // newServer makes a ttrpc server with both versions of the task service, and the sandbox service.
-func newServer(svc *service) (*ttrpc.Server, error) {
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+func newServer(svc *service, spans *spanExporter) (*ttrpc.Server, error) {
+	opts := []ttrpc.ServerOpt{ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser())}
+	if spans != nil {
+		opts = append(opts, ttrpc.WithUnaryServerInterceptor(traceRequests(spans)))
+	}
+	server, err := ttrpc.NewServer(opts...)
 	if err != nil {
 		return nil, err
 	}

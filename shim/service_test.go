@@ -38,7 +38,7 @@ type harness struct {
 func newHarness(t *testing.T) *harness {
 	h := &harness{T: t, ctx: testContext(t), rt: new(fakeRuntime), log: new(eventLog), shutdown: make(chan struct{})}
 	h.svc = newService("test", h.rt, h.log, func() { close(h.shutdown) }, func() {})
-	server, err := newServer(h.svc)
+	server, err := newServer(h.svc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

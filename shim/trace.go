@@ -59,6 +59,9 @@ func (s *service) recorded(ctx context.Context) (context.Context, *container.Rec
 	if !toFile() {
 		return ctx, nil
 	}
+	if r := container.RecorderOf(ctx); r != nil {
+		return ctx, r
+	}
 	r := container.NewRecorder()
 	return container.WithRecorder(ctx, r), r
 }

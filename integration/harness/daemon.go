@@ -30,6 +30,8 @@ type Config struct {
 	Namespace string
 	// Debug has containerd and the shims log everything.
 	Debug bool
+	// Spans is where containerd and the shims send their spans, a URL; "" for nowhere.
+	Spans string
 	// CRI has containerd serve Kubernetes.
 	CRI *CRI
 }
@@ -204,12 +206,16 @@ func (d *Daemon) toml() string {
 	if d.CRI != nil {
 		return d.criTOML(level)
 	}
+	tracing := `"io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",`
+	if d.Spans != "" {
+		tracing = ""
+	}
 	return fmt.Sprintf(`version = 2
 root = %q
 state = %q
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+  "io.containerd.nri.v1.nri", %s
 ]
 [grpc]
   address = %q
@@ -219,7 +225,7 @@ disabled_plugins = [
   level = %q
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
-`, filepath.Join(d.Dir, "root"), filepath.Join(d.State, "state"), d.Address(), d.Address()+".ttrpc", level, filepath.Join(d.Dir, "opt"))
+`, filepath.Join(d.Dir, "root"), filepath.Join(d.State, "state"), tracing, d.Address(), d.Address()+".ttrpc", level, filepath.Join(d.Dir, "opt"))
 }
 
 // Background is a context with the namespace.
@@ -252,6 +258,9 @@ func (d *Daemon) Run() error {
 	path := strings.Join(append(append([]string{}, d.Path...), os.Getenv("PATH")), ":")
 	// criu's name for: do without hardware breakpoints. Not every virtual machine has any that work, and then criu waits for ever.
 	cmd.Env = append(os.Environ(), "PATH="+path, "TMPDIR="+d.Temp(), "CRIU_FAULT=130")
+	if d.Spans != "" {
+		cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_ENDPOINT="+d.Spans, "OTEL_BSP_SCHEDULE_DELAY=100") // milliseconds
+	}
 	// Signals of a terminal are for us alone: we stop it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
