@@ -109,6 +109,7 @@ func TestAnOptionThatCannotBeHonouredIsRefusedByName(t *testing.T) {
 func TestOptionsThatHaveNothingToDoAreTaken(t *testing.T) {
 	// A stanza that was runc's goes on working.
 	for name, options := range map[string]any{
+		//lint:ignore SA1019 containerd still takes it
 		"runc's type": &runcoptions.Options{Root: "/run/somewhere", NoPivotRoot: true, NoNewKeyring: true, TaskApiVersion: 3},
 		"TOML": toml("BinaryName = ''", "CriuImagePath = ''", "CriuPath = ''", "CriuWorkPath = ''", "IoGid = 0", "IoUid = 0", "NoNewKeyring = false",
 			"NoPivotRoot = false", "Root = '/run/somewhere'", "ShimCgroup = ''", "SystemdCgroup = false", "TaskApiAddress = ''", "TaskApiVersion = 0",
