@@ -156,7 +156,7 @@ func checkLog(e *harness.Env, c *harness.Container) {
 		if n == 1 {
 			last, mine = 0, 0 // another shim's before
 		}
-		if n != last+1 {
+		if n != last+1 && !daemon.Debug { // then other shims' lines are between
 			e.Errorf("call %d comes after %d", n, last)
 		}
 		last = n

@@ -129,7 +129,7 @@ func (d *Daemon) processes(s Snapshot) {
 func (d *Daemon) files(s Snapshot) {
 	// Made with the first container, for all that follow.
 	stays := map[string]bool{"/run/containerd": true, "/run/containerd/s": true, "/run/runc": true, "/run/containerd/runc": true,
-		"/run/containerd/fifo": true, "/run/netns": true, filepath.Join("/run/containerd/runc", d.Namespace): true, filepath.Dir(d.Bundle("x")): true}
+		"/run/containerd/fifo": true, "/run/rsys": true, "/run/rsys/trace.json": true, "/run/netns": true, filepath.Join("/run/containerd/runc", d.Namespace): true, filepath.Dir(d.Bundle("x")): true}
 	for _, dir := range []string{d.criDir("root"), d.criDir("state")} {
 		for _, sub := range []string{"", "containers", "sandboxes", "image-volumes"} {
 			stays[filepath.Join(dir, sub)] = true
