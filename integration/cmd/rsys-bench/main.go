@@ -38,7 +38,7 @@ type bench struct {
 func main() {
 	rounds := flag.Int("rounds", 20, "rounds of times and CPU")
 	names := flag.String("runtimes", "rsys,runc,null", "what to compare")
-	sections := flag.String("sections", "time,cpu,memory,parallel,limit,probes,logs", "what to measure")
+	sections := flag.String("sections", "time,mounts,cpu,memory,parallel,limit,probes,logs", "what to measure")
 	probing := flag.Duration("probing", time.Minute, "how long exec probes are made")
 	members := flag.Int("group", 36, "containers in the group whose memory is measured")
 	clients := flag.Int("clients", 4, "clients that run lifecycles in parallel")
@@ -68,10 +68,10 @@ func run(b bench, names, sections []string) error {
 	defer d.Stop()
 	b.d, b.names = d, names
 	for _, s := range sections {
-		f := map[string]func() error{"time": b.times, "cpu": b.cpu, "memory": b.memory, "parallel": b.parallel, "limit": b.limit,
+		f := map[string]func() error{"time": b.times, "mounts": b.mounts, "cpu": b.cpu, "memory": b.memory, "parallel": b.parallel, "limit": b.limit,
 			"probes": b.probes, "logs": b.logs}[s]
 		if f == nil {
-			return fmt.Errorf("no section %q: there are time, cpu, memory, parallel, limit, probes and logs", s)
+			return fmt.Errorf("no section %q: there are time, mounts, cpu, memory, parallel, limit, probes and logs", s)
 		}
 		if err := f(); err != nil {
 			return fmt.Errorf("%s: %w", s, err)
