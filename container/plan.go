@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,7 @@ func (r *run) through(ctx context.Context, end int) error {
 			err := r.shim(ctx, r, s)
 			rec.shim(r.plan, from, began, r.value, err)
 			if err != nil {
-				return stepError(s, fmt.Errorf("%s: %w", s.Name, err))
+				return stepError(s, fmt.Errorf("%s: %w", s.Name, r.died(err)))
 			}
 			if r.steps != nil {
 				r.steps.Done(s.Call, r.value)
@@ -65,6 +66,21 @@ func (r *run) through(ctx context.Context, end int) error {
 		}
 	}
 	return nil
+}
+
+// died says of what went wrong in a step of the shim's about a child that has died that this is why.
+func (r *run) died(err error) error {
+	var told *rsys.DiedError
+	if r.task == nil || errors.As(err, &told) || !r.task.Child.Ending() {
+		return err
+	}
+	select {
+	case <-r.task.Child.Exited():
+		exit, _ := r.task.Child.Status()
+		return fmt.Errorf("%w: %w", &rsys.DiedError{Index: -1, Exit: exit}, err)
+	case <-time.After(endTime):
+		return err
+	}
 }
 
 // exec carries the rest of the Plan out, which ends in execve.

@@ -7,18 +7,23 @@
 package faults
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rsys-io/rsys/integration/harness"
 )
@@ -87,7 +92,7 @@ func steps(t *testing.T, attempt func(t *testing.T, at int) (fault error)) {
 
 // names reports whether an error says which step it was, by its config field and its call, and how it failed.
 func names(err error, how string) bool {
-	return regexp.MustCompile(`(linux|process|mounts|root|hostname)\S*( \(.*\))?: .*` + how).MatchString(err.Error())
+	return regexp.MustCompile(`(linux|process|mounts|root|hostname|hooks)\S*( \(.*\))?: .*` + how).MatchString(err.Error())
 }
 
 var faults = []struct{ name, what, how string }{
@@ -122,6 +127,104 @@ func TestAContainerWhoseCreationFailsAtAnyStepLeavesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// hooked gives a container a hook of each kind, and says which have run: each makes a file in the directory. The hooks in the
+// container have it mounted.
+func hooked(dir string) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: dir, Destination: "/ran", Options: []string{"rbind"}})
+		on := func(kind, dir string) []specs.Hook {
+			return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat > /dev/null; echo > " + dir + "/" + kind}, Env: []string{"PATH=/bin:/usr/bin"}}}
+		}
+		s.Hooks = &specs.Hooks{
+			Prestart:        on("prestart", dir), //nolint:staticcheck // deprecated, and still of the specification
+			CreateRuntime:   on("createRuntime", dir),
+			CreateContainer: on("createContainer", dir),
+			StartContainer:  on("startContainer", "/ran"),
+			Poststart:       on("poststart", dir),
+			Poststop:        on("poststop", dir),
+		}
+		return nil
+	}
+}
+
+// All steps near a hook's are tried, and every sixteenth of the others: these are all tested without hooks.
+func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			failed, before := 0, ""
+			for at := 0; ; {
+				var fault error
+				var ran string
+				if !t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) { fault, ran = hookedAttempt(t, at, f.what, f.how) }) {
+					return
+				}
+				if fault == nil {
+					if want := "createContainer createRuntime poststart poststop prestart startContainer"; ran != want {
+						t.Errorf("without a fault these have run: %s", ran)
+					}
+					break
+				}
+				failed++
+				// Where another hook begins to run, no step is left out.
+				if near := ran != before; near && at > hookStride {
+					for back := at - hookStride + 1; back < at; back++ {
+						if !t.Run(fmt.Sprintf("step %d", back), func(t *testing.T) { fault, _ = hookedAttempt(t, back, f.what, f.how) }) {
+							return
+						}
+						if fault == nil {
+							t.Errorf("no fault at %d", back)
+						}
+						failed++
+					}
+				}
+				before = ran
+				at += hookStride
+			}
+			if failed < 30 {
+				t.Errorf("only %d steps were found", failed)
+			}
+			t.Logf("%d steps", failed)
+		})
+	}
+}
+
+// hookStride is how many steps to go on where no hook is.
+const hookStride = 16
+
+func hookedAttempt(t *testing.T, at int, what, how string) (fault error, ran string) {
+	e := harness.New(t, daemon)
+	dir := t.TempDir()
+	c := e.Container([]string{"true"}, oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("create %d %s", at, what)}), hooked(dir))
+	err := c.TryCreate()
+	if err == nil {
+		err = c.Task.Start(e.Ctx)
+	}
+	if err == nil {
+		if got := c.Wait(); got.Code != 0 {
+			t.Errorf("exited with %d", got.Code)
+		}
+		c.Delete()
+	}
+	if err != nil && !names(err, how) {
+		t.Errorf("error does not name the step: %v", err)
+	}
+	if c.Task != nil && err != nil {
+		c.Task.Delete(e.Ctx, client.WithProcessKill)
+		c.Task = nil
+	}
+	var list []string
+	files, rerr := os.ReadDir(dir)
+	e.Must(rerr, "read the hooks' directory")
+	for _, f := range files {
+		list = append(list, f.Name())
+	}
+	// What was created far enough for one hook of the runtime is told to those of its end.
+	if err != nil && len(list) > 0 && !slices.Contains(list, "poststop") {
+		t.Errorf("these have run, and poststop not: %v", list)
+	}
+	return err, strings.Join(list, " ")
 }
 
 func TestAnExecThatFailsAtAnyStepLeavesTheContainerAsItWas(t *testing.T) {
