@@ -71,6 +71,12 @@ func TestAMountIsChangedByARemount(t *testing.T) {
 	if got, want := c.Finish(), "touch: /a/x: Read-only file system\nro\nnoexec\n"; got.Stdout != want {
 		t.Errorf("got %q, want %q", got.Stdout, want)
 	}
+	// The file system, and the mount.
+	c = e.Container(harness.Sh("grep ' /a ' /proc/mounts | cut -d' ' -f4 | sed 's/,inode64//'"),
+		withMount("tmpfs", "/a", "tmpfs", "nosuid", "size=64k", "iversion"), withMount("", "/a", "", "remount", "size=128k", "noexec", "relatime"))
+	if got, want := c.Finish(), "rw,noexec,relatime,size=128k\n"; got.Stdout != want {
+		t.Errorf("got %q, want %q (%+v)", got.Stdout, want, got)
+	}
 	err := e.Container([]string{"true"}, withMount("", "/etc", "", "remount", "ro")).TryCreate()
 	if err == nil || !strings.Contains(err.Error(), "(/etc): mount_setattr") {
 		t.Errorf("a remount of what is no mount: %v", err)

@@ -101,7 +101,7 @@ func knows(change func(*specs.Spec)) bool {
 }
 
 // otherMountOptions are the ones that are not in a table; knownMountOptions drops what is refused of them.
-var otherMountOptions = []string{"bind", "rbind", "defaults", "silent", "loud", "iversion", "noiversion", "remount", "tmpcopyup", "idmap", "ridmap"}
+var otherMountOptions = []string{"bind", "rbind", "defaults", "silent", "loud", "remount", "tmpcopyup", "idmap", "ridmap"}
 
 // knownMountOptions are those of the specification's table, not those of file systems.
 func knownMountOptions() []string {

@@ -102,11 +102,15 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 	}
 }
 
-// remount changes the mount at t, which must be there; the kernel says EINVAL if none has its root there.
+// remount changes the mount at t, which must be there; the kernel says EINVAL if none has its root there. With
+// options of a file system that is changed too, for all its mounts, and the mount has no attributes but those that are named, as with mount(2).
 func (c *compiler) remount(o *mountOptions, t target) {
 	at := call.ResultOf(c.do(call.Openat2(c.root, t.path, oPath, 0, inRoot)))
 	c.guardProc(at, t)
-	if set, clear := o.bindAttrs(); set|clear != 0 {
+	if len(o.data)+len(o.super) > 0 && !o.bind {
+		c.do(call.Fchdir(at))
+		c.do(call.Mount("", ".", "", o.ms|unix.MS_REMOUNT, strings.Join(o.data, ",")))
+	} else if set, clear := o.bindAttrs(); set|clear != 0 {
 		c.setattr(at, false, set, clear, 0)
 	}
 	if o.recSet|o.recClear != 0 {
@@ -198,6 +202,9 @@ func (c *compiler) newMount(fstype, source string, o *mountOptions, attrs uint64
 		c.do(call.FsconfigFD(fs, "pidns", *c.pidns))
 	}
 	for _, s := range o.super {
+		if s == "noiversion" {
+			continue // nothing but iversion makes it otherwise
+		}
 		c.do(call.FsconfigFlag(fs, s))
 	}
 	if attrs&unix.MOUNT_ATTR_RDONLY != 0 && !sharedSuper[fstype] {

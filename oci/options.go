@@ -76,6 +76,8 @@ var superOptions = map[string]attrOption{
 	"nomand":     {true, 0, unix.MS_MANDLOCK},
 	"lazytime":   {false, 0, unix.MS_LAZYTIME},
 	"nolazytime": {true, 0, unix.MS_LAZYTIME},
+	"iversion":   {false, 0, unix.MS_I_VERSION}, // with mount(2) only
+	"noiversion": {true, 0, unix.MS_I_VERSION},
 }
 
 var propagationOptions = map[string]propagation{
@@ -159,7 +161,7 @@ func (o *mountOptions) parse(s string) {
 		o.bind = true
 	case "rbind":
 		o.bind, o.rec = true, true
-	case "", "defaults", "silent", "loud", "noiversion":
+	case "", "defaults", "silent", "loud":
 		// Nothing asks for anything: silent and loud are about the kernel's log.
 	case "idmap":
 		o.idmap = true
@@ -169,7 +171,7 @@ func (o *mountOptions) parse(s string) {
 		o.copyUp = true
 	case "remount":
 		o.remount = true
-	case "loop", "iversion":
+	case "loop":
 		o.refused = s
 	default:
 		// containerd's own, of a root file system's mount. As a file system's they would fail anyway.
@@ -211,8 +213,11 @@ func (o *mountOptions) bindAttrs() (set, clear uint64) {
 	return set, clear
 }
 
-// long says that the new mount API does not take a value; it takes 255 bytes.
+// long says that the new mount API does not take a value, of which it takes 255 bytes, or an option.
 func (o *mountOptions) long(source string) bool {
+	if o.ms&unix.MS_I_VERSION != 0 {
+		return true
+	}
 	if len(source) > 255 {
 		return true
 	}

@@ -149,7 +149,8 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 	}
 	for _, s := range m.Options {
 		if strings.HasPrefix(s, "X-containerd.") {
-			return notYet(c.why + ".options: " + s)
+			// containerd's mount manager does these before it asks for a task; one that comes here it has not done.
+			return notYet(c.why + ".options: " + s + ", which is containerd's mount manager's")
 		}
 	}
 	idmapped, err := rootMap(c.why, &o)

@@ -188,8 +188,8 @@ func validateMount(m *specs.Mount, field string) error {
 		return invalid(field+".options", "uidmap and gidmap are a root file system's")
 	case slices.ContainsFunc(m.Options, func(s string) bool { return strings.IndexByte(s, 0) >= 0 }):
 		return invalid(field+".options", "with a zero byte in it")
-	case o.remount && (len(o.data) > 0 || len(o.super) > 0):
-		return notYet(field + ".options: remount with options of a file system, such as " + append(o.data, o.super...)[0])
+	case o.remount && len(strings.Join(o.data, ",")) >= pageSize:
+		return invalid(field+".options", "more than a page")
 	case o.remount && (o.idmap || len(m.UIDMappings) > 0):
 		return invalid(field+".options", "a mount that is somewhere can't be idmapped")
 	case o.copyUp && (m.Type != "tmpfs" || o.bind || o.remount || o.long(m.Source)):
