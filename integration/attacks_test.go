@@ -236,9 +236,17 @@ func TestAttack2023_28642(t *testing.T) {
 func TestAttack2021_30465(t *testing.T) {
 	e := start(t)
 	vol := e.TempDir()
-	_, look := mark(e)
-	e.Must(os.MkdirAll(vol+"/a/x", 0o777), "mkdir")
-	e.Must(os.MkdirAll(vol+"/b/x", 0o777), "mkdir")
+	name, look := mark(e)
+	// Where a mount that gets out would be, and its mount point on the host.
+	x := name + "-x"
+	defer func() {
+		if _, err := os.Stat("/" + x); err == nil {
+			t.Error("a mount point was made on the host: /" + x)
+			os.RemoveAll("/" + x)
+		}
+	}()
+	e.Must(os.MkdirAll(vol+"/a/"+x, 0o777), "mkdir")
+	e.Must(os.MkdirAll(vol+"/b/"+x, 0o777), "mkdir")
 	e.Must(os.Symlink("/", vol+"/a-link"), "symlink")
 	e.Must(os.Symlink("../../../../../../../..", vol+"/b-link"), "symlink")
 	stops := []func() int64{swap(e, vol, "a", "a-link"), swap(e, vol, "b", "b-link")}
@@ -250,8 +258,8 @@ func TestAttack2021_30465(t *testing.T) {
 	mounts := []specs.Mount{{Source: vol, Destination: "/vol", Type: "bind", Options: []string{"rbind", "rw"}}}
 	for i := range 20 {
 		mounts = append(mounts,
-			specs.Mount{Source: vol, Destination: fmt.Sprintf("/vol/a/x/%d", i), Type: "bind", Options: []string{"rbind"}},
-			specs.Mount{Source: "tmpfs", Destination: fmt.Sprintf("/vol/b/x/%d", i), Type: "tmpfs"})
+			specs.Mount{Source: vol, Destination: fmt.Sprintf("/vol/a/%s/%d", x, i), Type: "bind", Options: []string{"rbind"}},
+			specs.Mount{Source: "tmpfs", Destination: fmt.Sprintf("/vol/b/%s/%d", x, i), Type: "tmpfs"})
 	}
 	tried, ran := attempts(e, func() *harness.Container { return e.Container(harness.Sh(look), oci.WithMounts(mounts)) })
 	for _, s := range stops {
