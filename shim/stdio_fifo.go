@@ -94,13 +94,20 @@ func (in *inputFifo) close() {
 }
 
 // An outputFifo is the shim's hold on a process's stdout or stderr: a reader that never reads, so
-// that a process whose reader is restarted waits for it instead of dying of SIGPIPE.
+// that a process whose reader is restarted waits for it instead of dying of SIGPIPE, and so that what it has written
+// is there for the next reader until the process is deleted.
 type outputFifo struct {
-	path   string
-	hold   int // reader, -1 when let go
-	cancel chan struct{}
-	done   chan struct{}
+	path string
+
+	mu    sync.Mutex
+	hold  int // reader, -1 when let go
+	timer *time.Timer
 }
+
+const (
+	minPulse = 10 * time.Millisecond
+	maxPulse = 500 * time.Millisecond
+)
 
 // readerWait is how long a client may take to open its side. Clients of containerd do so
 // before they ask for a process, but in another thread, and a program that has ended before
@@ -167,58 +174,49 @@ func openWithReader(ctx context.Context, path string) (int, error) {
 	}
 }
 
-// release lets the reader see the end of file, now that the process has ended. When nobody reads at
-// the moment (a client is being restarted) what was written is kept, and the end with it, for
-// the next reader, until close.
+// release lets the reader see the end of file, now that the process has ended: there is no writer any more. A
+// client that is restarted just then may have left something in the pipe, and another that comes now would wait in
+// its open for a writer. So the pipe is held until close, and for whoever waits one opens for a moment from time to time.
 func (out *outputFifo) release() {
+	out.mu.Lock()
+	defer out.mu.Unlock()
+	if out.hold < 0 || out.timer != nil {
+		return
+	}
+	pause := minPulse
+	out.timer = time.AfterFunc(pause, func() {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		if out.hold < 0 {
+			return
+		}
+		out.pulse()
+		pause = min(2*pause, maxPulse)
+		out.timer.Reset(pause)
+	})
+}
+
+// pulse is a writer that comes and goes. The kernel wakes a reader whose open waits for one, by a count of openings; one
+// that reads sees no more of it than an end of file some microseconds later.
+func (out *outputFifo) pulse() {
+	if w, err := openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK); err == nil {
+		unix.Close(w)
+	}
+}
+
+// close lets the pipe go. What a reader has open stays to be read.
+func (out *outputFifo) close() {
+	out.mu.Lock()
+	defer out.mu.Unlock()
 	if out.hold < 0 {
 		return
 	}
-	w, err := openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK)
+	if out.timer != nil {
+		out.timer.Stop()
+		out.pulse()
+	}
 	unix.Close(out.hold)
 	out.hold = -1
-	if err != nil {
-		return
-	}
-	if hasReader(w) {
-		unix.Close(w)
-		return
-	}
-	out.cancel, out.done = make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(out.done)
-		defer unix.Close(w)
-		for pause := 10 * time.Millisecond; !hasReader(w); pause = min(2*pause, 500*time.Millisecond) {
-			select {
-			case <-time.After(pause):
-			case <-out.cancel:
-				return
-			}
-		}
-	}()
-}
-
-// hasReader says whether a pipe's read side is open anywhere.
-func hasReader(w int) bool {
-	fds := []unix.PollFd{{Fd: int32(w), Events: unix.POLLOUT}}
-	for {
-		_, err := unix.Poll(fds, 0)
-		if err != unix.EINTR {
-			return err != nil || fds[0].Revents&unix.POLLERR == 0
-		}
-	}
-}
-
-func (out *outputFifo) close() {
-	if out.hold >= 0 {
-		unix.Close(out.hold)
-		out.hold = -1
-	}
-	if out.cancel != nil {
-		close(out.cancel)
-		<-out.done
-		out.cancel = nil
-	}
 }
 
 func openFD(path string, flags int) (int, error) {

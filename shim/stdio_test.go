@@ -207,6 +207,45 @@ func TestFifoReaderRestarts(t *testing.T) {
 	w.Close()
 }
 
+// A client that ends after the process and before it has read everything leaves the rest to the next one.
+func TestFifoReaderRestartsAfterTheExit(t *testing.T) {
+	noLeak(t)
+	out := mkfifo(t, t.TempDir(), "out")
+	r := readFifo(t, out)
+	pio := open(t, stdioPaths{Stdout: out})
+	cmd := run(t, pio, "echo one; echo two")
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	pio.exited()
+	buf := make([]byte, 4)
+	if _, err := io.ReadFull(r, buf); err != nil || string(buf) != "one\n" {
+		t.Fatalf("%q, %v", buf, err)
+	}
+	r.Close()
+	time.Sleep(50 * time.Millisecond)
+	// Until the deletion each sees the end, also when there is nothing any more.
+	for _, want := range []string{"two\n", ""} {
+		got := make(chan string, 1)
+		go func() {
+			data, err := os.ReadFile(out) // its open waits for a writer
+			if err != nil {
+				data = []byte(err.Error())
+			}
+			got <- string(data)
+		}()
+		select {
+		case s := <-got:
+			if s != want {
+				t.Errorf("read %q, want %q", s, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a reader waits")
+		}
+	}
+	pio.close()
+}
+
 func TestFifoWithoutReader(t *testing.T) {
 	noLeak(t)
 	out := mkfifo(t, t.TempDir(), "out")
