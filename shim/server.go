@@ -104,10 +104,10 @@ func newServer(svc *service, spans *spanExporter) (*ttrpc.Server, error) {
 		return nil, err
 	}
 	methods := map[string]ttrpc.Method{
-		"State": method(svc.State), "Create": method(svc.Create), "Start": method(svc.Start),
-		"Delete": method(svc.Delete), "Pids": method(svc.Pids), "Pause": method(svc.Pause),
-		"Resume": method(svc.Resume), "Checkpoint": method(svc.Checkpoint), "Kill": method(svc.Kill),
-		"Exec": method(svc.Exec), "ResizePty": method(svc.ResizePty), "CloseIO": method(svc.CloseIO),
+		"State": method(svc.State), "Create": method(svc.Create), "Start": method(through(svc.Start)),
+		"Delete": method(through(svc.Delete)), "Pids": method(svc.Pids), "Pause": method(through(svc.Pause)),
+		"Resume": method(through(svc.Resume)), "Checkpoint": method(svc.Checkpoint), "Kill": method(through(svc.Kill)),
+		"Exec": method(through(svc.Exec)), "ResizePty": method(svc.ResizePty), "CloseIO": method(svc.CloseIO),
 		"Update": method(svc.Update), "Wait": method(svc.Wait), "Stats": method(svc.Stats),
 		"Connect": method(svc.Connect), "Shutdown": method(svc.Shutdown),
 	}
@@ -136,6 +136,22 @@ func method[Req any, PReq interface {
 			return nil, wireError(err)
 		}
 		return resp, nil
+	}
+}
+
+// through has a request carried out to its end, or to its deadline, though the one who made it is gone: ttrpc cancels what
+// came by a connection that is lost, and a containerd that is killed must not take along the processes whose start it had asked for. Create
+// is not of these: what it has made by then is undone, as nobody knows of it.
+func through[Req, Resp any](call func(context.Context, Req) (Resp, error)) func(context.Context, Req) (Resp, error) {
+	return func(ctx context.Context, req Req) (Resp, error) {
+		deadline, ok := ctx.Deadline()
+		ctx = context.WithoutCancel(ctx)
+		if ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline)
+			defer cancel()
+		}
+		return call(ctx, req)
 	}
 }
 

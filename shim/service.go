@@ -49,6 +49,9 @@ type service struct {
 	containers map[string]*containerTask // nil while it is being created
 	pinned     bool                      // there is a sandbox, which outlives its containers
 	down       bool
+	// leaving is a request to shut down that came while the only containers were being created: a containerd that
+	// starts again makes it of a shim in which its predecessor's request still ends.
+	leaving bool
 
 	// sandboxes is set before the first request comes.
 	sandboxes *sandboxService
@@ -102,8 +105,12 @@ func (s *service) set(id string, c *containerTask) {
 	defer s.mu.Unlock()
 	if c == nil {
 		delete(s.containers, id)
+		if s.leaving {
+			s.leave()
+		}
 		return
 	}
+	s.leaving = false
 	s.containers[id] = c
 }
 
@@ -458,12 +465,26 @@ func (s *service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 || s.pinned || s.down {
+	if s.pinned {
 		return empty, nil
+	}
+	for _, c := range s.containers {
+		if c != nil {
+			return empty, nil
+		}
+	}
+	s.leaving = true
+	s.leave()
+	return empty, nil
+}
+
+// leave ends the shim if there is neither container nor sandbox. The lock is held.
+func (s *service) leave() {
+	if len(s.containers) > 0 || s.pinned || s.down {
+		return
 	}
 	s.down = true
 	s.shutdown()
-	return empty, nil
 }
 
 // idle says whether there is neither container nor sandbox, and if so sees to it that there will be none.

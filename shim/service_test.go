@@ -439,3 +439,62 @@ func TestCreateErrors(t *testing.T) {
 	h.rt.createErr = nil
 	h.wantCode("after all that", req(`{}`, nil), codes.OK)
 }
+
+// containerd, started again, asks a shim to go in which a request of its predecessor still ends.
+func TestShutdownDuringACreateWaitsForItsEnd(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		end   func(h *harness)
+		leave bool
+	}{
+		{"one that fails", func(h *harness) { h.svc.set("c", nil) }, true},
+		{"one that succeeds", func(h *harness) {
+			h.svc.set("c", new(containerTask))
+			h.svc.set("c", nil) // long after
+		}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHarness(t)
+			if err := h.svc.reserve("c"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.task.Shutdown(h.ctx, &taskapi.ShutdownRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-h.shutdown:
+				t.Fatal("it goes while a container is created")
+			default:
+			}
+			tt.end(h)
+			select {
+			case <-h.shutdown:
+				if !tt.leave {
+					t.Error("it goes")
+				}
+			default:
+				if tt.leave {
+					t.Error("it stays")
+				}
+			}
+		})
+	}
+}
+
+func TestWhatIsCarriedThroughKeepsItsDeadlineAlone(t *testing.T) {
+	ctx, lost := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	call := through(func(ctx context.Context, _ int) (int, error) {
+		lost()
+		if err := ctx.Err(); err != nil {
+			t.Errorf("ended by the loss of the connection: %v", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Second):
+		}
+		return 0, ctx.Err()
+	})
+	if _, err := call(ctx, 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}
