@@ -313,6 +313,29 @@ func TestStartRace(t *testing.T) {
 	}
 }
 
+// containerd is killed while it waits for the verb: nobody would ever ask for this server.
+func TestAStartWhoseAnswerNobodyTakesLeavesNoServer(t *testing.T) {
+	containerd := filepath.Join(t.TempDir(), "containerd.sock")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	bundle := newBundle(t, `{}`)
+	cmd := exec.Command(shimBinary(t), "-namespace", "test", "-address", containerd, "-id", "unheard", "start")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = bundle, w, w
+	if err := cmd.Run(); err == nil {
+		t.Error("the verb is content")
+	}
+	pid := started{bundle, nil}.pid(t)
+	t.Cleanup(func() { unix.Kill(pid, unix.SIGKILL) })
+	eventually(t, "the server's end", func() bool { return gone(pid) })
+	if _, err := os.Stat(strings.TrimPrefix(addressFile(t, bundle), "unix://")); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"-id", "x", "start"},

@@ -29,25 +29,26 @@ var groupAnnotations = [...]string{
 const maxConfig = 16 << 20
 
 // Start runs the start verb: args are the command line without the program, env the
-// environment, input what containerd wrote to standard input. The answer is for standard output.
-func Start(args, env []string, input []byte) (answer []byte, err error) {
+// environment, input what containerd wrote to standard input, and tell what takes the answer. If that
+// fails, there is nobody who would know of a new server, and it is ended.
+func Start(args, env []string, input []byte, tell func(answer []byte) error) error {
 	flags, err := ParseFlags(args)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if flags.Namespace == "" {
-		return nil, failure("shim namespace cannot be empty")
+		return failure("shim namespace cannot be empty")
 	}
 	if flags.ID == "" {
-		return nil, failure("shim id cannot be empty")
+		return failure("shim id cannot be empty")
 	}
 	req, err := parseRequest(flags, env, input)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	bundle, err := syscall.Getwd()
 	if err != nil {
-		return nil, wrap("get the bundle's path", err)
+		return wrap("get the bundle's path", err)
 	}
 	path, group := flags.Socket, ""
 	if path == "" {
@@ -55,39 +56,42 @@ func Start(args, env []string, input []byte) (answer []byte, err error) {
 		path = SocketPath(req.socketDir, flags.Address, flags.Namespace, group)
 	}
 	if len(path) > maxSocketPath {
-		return nil, failure("socket path " + path + " is longer than " + strconv.Itoa(maxSocketPath) + " bytes")
+		return failure("socket path " + path + " is longer than " + strconv.Itoa(maxSocketPath) + " bytes")
 	}
 	// containerd 1.7 finds the shim by this file after a restart, and the delete verb the socket, whatever
 	// becomes of this process from here on.
 	address := "unix://" + path
 	if err := writeFile(bundle+"/address", address); err != nil {
-		return nil, err
+		return err
 	}
 	fd, err := listen(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if fd >= 0 {
 		debug, err := listenDebug(bundle, flags, req, group)
 		if err != nil {
 			syscall.Unlink(path)
-			return nil, err
+			return err
 		}
 		pid, err := startServer(bundle, flags, req, env, fd, debug)
 		syscall.Close(fd)
 		if err != nil {
 			debug.remove()
 			syscall.Unlink(path)
-			return nil, err
+			return err
 		}
-		if err := writeFile(bundle+"/shim.pid", strconv.Itoa(pid)); err != nil {
+		if err = writeFile(bundle+"/shim.pid", strconv.Itoa(pid)); err == nil {
+			err = tell(req.answer(address))
+		}
+		if err != nil {
 			syscall.Kill(pid, syscall.SIGKILL)
 			debug.remove()
 			syscall.Unlink(path)
-			return nil, err
 		}
+		return err
 	}
-	return req.answer(address), nil
+	return tell(req.answer(address))
 }
 
 // DebugAddress is the file of a bundle that says where its shim has its debug socket, if it has one.

@@ -21,12 +21,14 @@ func Main() {
 	if err != nil {
 		exit(args[0], wrap("read standard input", err))
 	}
-	answer, err := Start(args[1:], syscall.Environ(), input)
+	err = Start(args[1:], syscall.Environ(), input, func(answer []byte) error {
+		if err := writeAll(1, answer); err != nil {
+			return wrap("write the answer", err)
+		}
+		return nil
+	})
 	if err != nil {
 		exit(args[0], err)
-	}
-	if err := writeAll(1, answer); err != nil {
-		exit(args[0], wrap("write the answer", err))
 	}
 	syscall.Exit(0)
 }
