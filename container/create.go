@@ -105,6 +105,10 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 		}
 		child = run.born.Child
 	}
+	// The last call may have ended well and its context just then: the process is being killed, and is no container.
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
 	c.Init.adopt(child)
 	go func() {
 		<-c.Init.exited()
