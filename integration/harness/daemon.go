@@ -45,7 +45,7 @@ func FromEnv() (Config, error) {
 	if version == "" {
 		version = "2.4"
 	}
-	containerd, err := newest(filepath.Join(cache, "containerd-"+version+"*", "bin"))
+	containerd, err := Release(version)
 	if err != nil {
 		return Config{}, err
 	}
@@ -78,6 +78,12 @@ func Cache() string {
 		home = "/root"
 	}
 	return filepath.Join(home, ".cache/rsys")
+}
+
+// Release is the directory of a containerd that hack/setup has got, of a
+// version or of how one begins.
+func Release(version string) (string, error) {
+	return newest(filepath.Join(Cache(), "containerd-"+version+"*", "bin"))
 }
 
 // newest is the last of the directories that match.
@@ -246,7 +252,8 @@ func (d *Daemon) stays(pid int) bool {
 	return pid == d.Pid() || d.Others != nil && slices.Contains(d.Others(), pid)
 }
 
-// Run starts the daemon, for the first time or again, and connects to it.
+// Run starts the daemon, for the first time or again, and connects to it. After
+// Kill it may be another release: Containerd is looked at each time.
 func (d *Daemon) Run() error {
 	logs, err := os.OpenFile(d.logs, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -294,7 +301,8 @@ func (d *Daemon) Kill() { d.end(unix.SIGKILL) }
 
 func (d *Daemon) end(sig syscall.Signal) {
 	if d.Client != nil {
-		d.Client.Close()
+		// Not before the signal: requests are to be cut, not cancelled.
+		defer d.Client.Close()
 	}
 	if d.cmd == nil {
 		return
