@@ -11,11 +11,14 @@ import (
 	"testing"
 	"time"
 
+	cg1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	cg2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/integration/harness"
 	"golang.org/x/sys/unix"
@@ -471,15 +474,78 @@ func TestASandboxThatCannotBeMadeLeavesNothing(t *testing.T) {
 func TestASandboxsMetricsAreThoseOfThePodsCgroup(t *testing.T) {
 	e := startSandboxes(t)
 	p := newPod(e, podConfig(e), netns(e)).start()
-	c := p.container(harness.Sh("head -c 20000000 /dev/zero | tail > /dev/null &", "exec sleep 1000"), usual, oci.WithCgroup("/"+e.Namespace+"/pod1/c")).Run()
-	_ = c
-	m, err := p.ctrl.Metrics(e.Ctx, p.id)
-	e.Must(err, "metrics")
-	if m.ID != p.id || m.Timestamp == nil || !strings.Contains(m.Data.TypeUrl, "io.containerd.cgroups.v") {
-		t.Errorf("metrics %v", m)
+	memory := func() uint64 {
+		m, err := p.ctrl.Metrics(e.Ctx, p.id)
+		e.Must(err, "metrics")
+		if m.ID != p.id || m.Timestamp == nil {
+			t.Errorf("metrics %v", m)
+		}
+		data, err := typeurl.UnmarshalAny(m.Data)
+		e.Must(err, "decode the metrics")
+		switch m := data.(type) {
+		case *cg1.Metrics:
+			return m.Memory.Usage.Usage
+		case *cg2.Metrics:
+			return m.Memory.Usage
+		}
+		t.Fatalf("metrics of type %T", data)
+		return 0
 	}
-	if len(m.Data.Value) < 50 {
-		t.Errorf("metrics of %d bytes", len(m.Data.Value))
+	before := memory()
+	// What a container writes to its tmpfs is charged to it, and so to the pod.
+	p.container(harness.Sh("head -c 16000000 /dev/zero > /dev/shm/file", "exec sleep 1000"), usual, oci.WithCgroup("/"+e.Namespace+"/pod1/c")).Run()
+	e.Eventually("the pod's memory has grown by what a container of it uses", func() bool { return memory() >= before+16000000 })
+}
+
+func TestASpecOfAClientSaysWhatASandboxIs(t *testing.T) {
+	e := startSandboxes(t)
+	p := &pod{Env: e, id: fmt.Sprintf("spec%d", time.Now().UnixNano()), ctrl: e.Client.SandboxController("shim")}
+	spec := &specs.Spec{
+		Version: "1.1.0", Hostname: "by-spec",
+		Process: &specs.Process{Args: []string{"/no/such/program"}, Cwd: "/"}, Root: &specs.Root{Path: "rootfs"},
+		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
+		Linux: &specs.Linux{
+			CgroupsPath: "/" + e.Namespace + "/" + p.id,
+			Namespaces:  []specs.LinuxNamespace{{Type: specs.UTSNamespace}, {Type: specs.PIDNamespace}},
+		},
+	}
+	data, err := typeurl.MarshalAny(spec)
+	e.Must(err, "spec")
+	info := sandbox.Sandbox{ID: p.id, Sandboxer: "shim", Runtime: sandbox.RuntimeOpts{Name: harness.Runtime()}, Spec: data}
+	_, err = e.Client.SandboxStore().Create(e.Ctx, info)
+	e.Must(err, "store the sandbox")
+	e.Cleanup(p.remove)
+	e.Must(p.ctrl.Create(e.Ctx, info), "create the sandbox")
+	p.start()
+	for kind, own := range map[string]bool{"uts": true, "pid": true, "ipc": false, "net": false} {
+		if got := inode(e, p.pid, kind) != inode(e, uint32(e.Pid()), kind); got != own {
+			t.Errorf("%s namespace of its own: %v", kind, got)
+		}
+	}
+	if got := p.container([]string{"hostname"}, []specs.LinuxNamespaceType{specs.UTSNamespace}).Finish(); got.Stdout != "by-spec\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestASandboxEndsWithTheHolderOfItsNamespaces(t *testing.T) {
+	e := startSandboxes(t)
+	config := podConfig(e)
+	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	p := newPod(e, config, netns(e)).start()
+	c := p.container(harness.Sleep(), sharedPID).Run()
+	e.Must(unix.Kill(int(p.pid), unix.SIGKILL), "kill the holder from the host")
+	exit, err := p.ctrl.Wait(e.Ctx, p.id)
+	if err != nil || exit.ExitStatus != 137 {
+		t.Errorf("wait: %+v, %v", exit, err)
+	}
+	// The kernel kills what is in a PID namespace whose init has ended.
+	if got := c.Wait(); got.Code != 137 {
+		t.Errorf("the container's exit code is %d", got.Code)
+	}
+	st, err := p.ctrl.Status(e.Ctx, p.id, false)
+	e.Must(err, "status")
+	if st.State != "SANDBOX_NOTREADY" || st.Pid != 0 {
+		t.Errorf("status %+v", st)
 	}
 }
 

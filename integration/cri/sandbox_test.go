@@ -217,3 +217,34 @@ func TestAPauselessPodWithAUserNamespace(t *testing.T) {
 		t.Errorf("inside: %q", got)
 	}
 }
+
+func TestAPauselessPodWhoseShimIsKilledCanBeRemoved(t *testing.T) {
+	p := startPauseless(t).Run()
+	c := p.Container(harness.Sleep()...)
+	h := holder(p)
+	proc, ok := harness.ReadProc(h)
+	if !ok {
+		t.Fatal("no holder")
+	}
+	p.Must(unix.Kill(proc.Parent, unix.SIGKILL), "kill the shim")
+	p.Eventually("the container's end is known", func() bool {
+		return c.Status().State == runtimeapi.ContainerState_CONTAINER_EXITED
+	})
+	p.Eventually("the pod is not ready", func() bool { return p.Status().State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY })
+	p.Eventually("the holder has gone", func() bool { return unix.Kill(h, 0) == unix.ESRCH })
+}
+
+func TestAPauselessPodOfTheNodesNetworkWithAUserNamespace(t *testing.T) {
+	p := startPauseless(t)
+	ids := []*runtimeapi.IDMapping{{HostId: 700000, ContainerId: 0, Length: 65536}}
+	p.Config.Hostname = ""
+	p.Config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+	p.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+	p.Run()
+	c := p.NewContainer(harness.Sleep()...)
+	c.Config.Linux.SecurityContext.NamespaceOptions = p.Config.Linux.SecurityContext.NamespaceOptions
+	c.Run()
+	if x, y := namespace(p, holder(p), "user"), namespace(p, c.Pid(), "user"); x != y || x == namespace(p, p.Daemon.Pid(), "user") {
+		t.Errorf("user namespaces: holder %s, container %s", x, y)
+	}
+}
