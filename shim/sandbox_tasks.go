@@ -18,7 +18,7 @@ func (s *service) pin() error {
 	if s.down {
 		return fmt.Errorf("the shim is shutting down: %w", errdefs.ErrUnavailable)
 	}
-	s.pinned = true
+	s.pinned, s.used = true, true
 	return nil
 }
 

@@ -358,3 +358,26 @@ func TestTheResolvConfOfAPod(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestAShimThatNobodyKnowsGoes(t *testing.T) {
+	s, _, down := newSandboxes(t)
+	if s.tasks.forgotten(func() bool { return false }) {
+		t.Error("forgotten, with a bundle")
+	}
+	if !s.tasks.forgotten(func() bool { return true }) {
+		t.Error("not forgotten, without a bundle")
+	}
+	if err := s.tasks.pin(); !errdefs.IsUnavailable(err) {
+		t.Errorf("a sandbox in a shim that goes: %v", err)
+	}
+	s, _, down = newSandboxes(t)
+	createSandbox(t, s, podOptions(nodeIPC))
+	if s.tasks.forgotten(func() bool { return true }) {
+		t.Error("forgotten, with a sandbox")
+	}
+	select {
+	case <-down:
+		t.Error("shut down")
+	default:
+	}
+}
