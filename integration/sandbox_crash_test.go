@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -42,6 +44,14 @@ func TestContainerdIsKilledWhileASandboxIsMade(t *testing.T) {
 		_ = ctrl.Shutdown(e.Ctx, id) // an error if there is no shim
 		e.Must(e.Client.SandboxStore().Delete(e.Ctx, id), "forget the sandbox")
 		e.Eventually(fmt.Sprintf("no shim is left after %d ms", 10+20*i), func() bool { return len(shims(e)) == 0 })
+	}
+	// A containerd that is killed while it removes a bundle, which it has renamed for that, never comes back to it.
+	bundles, _ := filepath.Glob(filepath.Join(e.State, "state/io.containerd.sandbox.controller.v1.shim", e.Namespace, ".crash*"))
+	for _, dir := range bundles {
+		if _, err := os.Lstat(filepath.Join(dir, "pod")); err == nil {
+			t.Errorf("the shim has left its files in %s", dir)
+		}
+		e.Must(os.RemoveAll(dir), "remove what containerd left")
 	}
 	t.Logf("%d of 10 sandboxes were known after the restart", known)
 }

@@ -386,6 +386,17 @@ func (s *sandboxService) shutdown(ctx context.Context, id string) error {
 	return err
 }
 
+// shutdownWhatIs is a shutdown of whatever sandbox there is.
+func (s *sandboxService) shutdownWhatIs(ctx context.Context) error {
+	s.mu.Lock()
+	id := ""
+	if s.sandbox != nil {
+		id = s.sandbox.id
+	}
+	s.mu.Unlock()
+	return s.shutdown(ctx, id)
+}
+
 // share gives a container of the sandbox its share of the pod's files.
 func (s *sandboxService) share(spec *specs.Spec) {
 	if sb, err := s.find(spec.Annotations[sandboxIDAnnotation]); err == nil {

@@ -95,7 +95,14 @@ func (d *dnsConfig) resolvConf() []byte {
 	return []byte(b.String())
 }
 
-func (f *podFiles) remove() error { return removePodFiles(filepath.Dir(f.dir)) }
+// remove also knows a bundle that was renamed: it is the working directory.
+func (f *podFiles) remove() error {
+	bundle := filepath.Dir(f.dir)
+	if _, err := os.Lstat(bundle); errors.Is(err, fs.ErrNotExist) {
+		bundle = "."
+	}
+	return removePodFiles(bundle)
+}
 
 // removePodFiles removes a bundle's, as far as they are there.
 func removePodFiles(bundle string) error {

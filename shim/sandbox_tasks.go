@@ -18,7 +18,7 @@ func (s *service) pin() error {
 	if s.down {
 		return fmt.Errorf("the shim is shutting down: %w", errdefs.ErrUnavailable)
 	}
-	s.pinned, s.used = true, true
+	s.pinned = true
 	return nil
 }
 
@@ -74,4 +74,10 @@ func (s *service) deleteContainers(ctx context.Context) error {
 		s.set(c.id, nil)
 	}
 	return errors.Join(errs...)
+}
+
+func (s *service) wasUsed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used || s.down
 }

@@ -359,25 +359,42 @@ func TestTheResolvConfOfAPod(t *testing.T) {
 	}
 }
 
-func TestAShimThatNobodyKnowsGoes(t *testing.T) {
-	s, _, down := newSandboxes(t)
-	if s.tasks.forgotten(func() bool { return false }) {
-		t.Error("forgotten, with a bundle")
-	}
-	if !s.tasks.forgotten(func() bool { return true }) {
-		t.Error("not forgotten, without a bundle")
-	}
-	if err := s.tasks.pin(); !errdefs.IsUnavailable(err) {
-		t.Errorf("a sandbox in a shim that goes: %v", err)
-	}
-	s, _, down = newSandboxes(t)
-	createSandbox(t, s, podOptions(nodeIPC))
-	if s.tasks.forgotten(func() bool { return true }) {
-		t.Error("forgotten, with a sandbox")
-	}
-	select {
-	case <-down:
-		t.Error("shut down")
-	default:
+func TestAShimWhoseBundleWasRemovedGoes(t *testing.T) {
+	for name, with := range map[string]func(*testing.T, *sandboxService){
+		"without a sandbox":    func(*testing.T, *sandboxService) {},
+		"with one not started": func(t *testing.T, s *sandboxService) { createSandbox(t, s, podOptions(nodeIPC)) },
+		"with one that has been": func(t *testing.T, s *sandboxService) {
+			createSandbox(t, s, podOptions(nodeIPC))
+			if _, _, err := s.start(context.Background(), "box"); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, rt, down := newSandboxes(t)
+			with(t, s)
+			bundle := t.TempDir()
+			go goIfForgotten(s.tasks, bundle, 10*time.Millisecond)
+			select {
+			case <-down:
+				t.Fatal("it went, with a bundle")
+			case <-time.After(50 * time.Millisecond):
+			}
+			if err := os.Remove(bundle); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-down:
+			case <-time.After(10 * time.Second):
+				t.Fatal("it stays, without a bundle")
+			}
+			for _, c := range rt.created {
+				select {
+				case <-c.main.Exited():
+				default:
+					t.Error("the holder stays")
+				}
+			}
+		})
 	}
 }

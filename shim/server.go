@@ -27,8 +27,6 @@ const (
 	// flushLimit bounds how long a shim that was told to go tries to get rid of its events.
 	flushLimit = 5 * time.Second
 	answerTime = 100 * time.Millisecond
-	// forgottenTime is how often a shim that nobody has asked for anything yet looks for its bundle.
-	forgottenTime = 10 * time.Second
 	// settleTime is how long after the last change the heap is given back to the kernel.
 	settleTime = 300 * time.Millisecond
 	// settledGC keeps the heap of a shim small that only serves what is there. Until then the start verb's
@@ -72,7 +70,9 @@ func serve(flags *bootstrap.Flags) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.Background(), listener) }()
 	go handleSignals(svc)
-	go goIfForgotten(svc, forgottenTime)
+	if bundle, err := os.Getwd(); err == nil {
+		go goIfForgotten(svc, bundle, forgottenTime)
+	}
 
 	select {
 	case <-done:
@@ -232,30 +232,6 @@ func handleSignals(svc *service) {
 			svc.shutdown()
 		}
 	}
-}
-
-// goIfForgotten ends a shim that containerd knows nothing of. It looks until there is something in the shim.
-func goIfForgotten(svc *service, every time.Duration) {
-	for {
-		time.Sleep(every)
-		svc.mu.Lock()
-		done := svc.used || svc.down
-		svc.mu.Unlock()
-		if done {
-			return
-		}
-		if svc.forgotten(bundleGone) {
-			log.L.Warn("the bundle was removed before anything was asked of this shim: it goes")
-			svc.shutdown()
-			return
-		}
-	}
-}
-
-// bundleGone says whether the working directory, the bundle, was removed.
-func bundleGone() bool {
-	var st unix.Stat_t
-	return unix.Stat(".", &st) == nil && st.Nlink == 0
 }
 
 // A settler gives the garbage of creations and deletions back to the kernel when they are over: what a

@@ -48,7 +48,7 @@ type service struct {
 	mu         sync.Mutex
 	containers map[string]*containerTask // nil while it is being created
 	pinned     bool                      // there is a sandbox, which outlives its containers
-	used       bool                      // there was a container or a sandbox
+	used       bool                      // there was a container
 	down       bool
 	// leaving is a request to shut down that came while the only containers were being created: a containerd that
 	// starts again makes it of a shim in which its predecessor's request still ends.
@@ -494,18 +494,6 @@ func (s *service) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.containers) > 0 || s.pinned || s.down {
-		return false
-	}
-	s.down = true
-	return true
-}
-
-// forgotten says whether nobody has ever made anything here and nobody will: containerd removes the bundle of a shim that it was
-// killed before it had noted, and asks it for nothing. gone says that the bundle is no more.
-func (s *service) forgotten(gone func() bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.used || s.down || !gone() {
 		return false
 	}
 	s.down = true
