@@ -15,8 +15,6 @@ import (
 	"github.com/rsys-io/rsys/integration/harness"
 )
 
-func newSession() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true, Setctty: true} }
-
 func TestExec(t *testing.T) {
 	e := start(t)
 	name := e.detached([]string{"--env", "A=b"}, sleep...)

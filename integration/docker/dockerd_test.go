@@ -2,7 +2,6 @@ package docker
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -131,17 +130,6 @@ func (d *dockerd) versions() string {
 	return strings.TrimSpace(r.Stdout)
 }
 
-// A result is what a command of Docker's client came to.
-type result struct {
-	Args           []string
-	Code           int
-	Stdout, Stderr string
-}
-
-func (r result) String() string {
-	return fmt.Sprintf("docker %q exited with %d, stdout %q, stderr %q", r.Args, r.Code, r.Stdout, r.Stderr)
-}
-
 // command is a command of Docker's client, not yet run.
 func (d *dockerd) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(d.client, "docker"), args...)
@@ -149,29 +137,11 @@ func (d *dockerd) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (d *dockerd) docker(args ...string) result { return d.run(nil, args...) }
+func (d *dockerd) docker(args ...string) harness.Result { return d.run(nil, args...) }
 
 // run runs a command of Docker's client, with what it reads from its standard input.
-func (d *dockerd) run(in io.Reader, args ...string) result {
+func (d *dockerd) run(in io.Reader, args ...string) harness.Result {
 	cmd := d.command(args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if in != nil {
-		cmd.Stdin = in
-	}
-	r := result{Args: args}
-	if err := cmd.Start(); err != nil {
-		return result{args, -1, "", err.Error()}
-	}
-	timer := time.AfterFunc(2*harness.Patience, func() { _ = cmd.Process.Signal(unix.SIGQUIT) })
-	defer timer.Stop()
-	err := cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		r.Code = exit.ExitCode()
-	} else if err != nil {
-		r.Code = -1
-	}
-	r.Stdout, r.Stderr = stdout.String(), stderr.String()
-	return r
+	cmd.Stdin = in
+	return harness.RunClient(cmd)
 }

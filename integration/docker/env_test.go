@@ -59,7 +59,7 @@ func args(verb, name string, flags []string, command ...string) []string {
 }
 
 // run runs a container to its end and removes it.
-func (e env) run(flags []string, command ...string) result {
+func (e env) run(flags []string, command ...string) harness.Result {
 	e.Helper()
 	return engine.docker(args("run", e.name(), append([]string{"--rm"}, flags...), command...)...)
 }
@@ -114,7 +114,7 @@ func (e env) state(name string) (st struct {
 }
 
 // is checks what a container wrote and how it ended.
-func (e env) is(r result, code int, stdout string) {
+func (e env) is(r harness.Result, code int, stdout string) {
 	e.Helper()
 	if r.Code != code || r.Stdout != stdout {
 		e.Errorf("want exit code %d and stdout %q; %v", code, stdout, r)

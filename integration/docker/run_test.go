@@ -5,14 +5,11 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/integration/harness"
@@ -94,33 +91,6 @@ func TestADetachedContainerIsStoppedKilledAndWaitedFor(t *testing.T) {
 	e.must("rm", "--force", stopped)
 }
 
-// typed runs a client with a terminal, types what is said, and tells what was shown.
-func (e env) typed(cmd *exec.Cmd, input string) (shown string, code int) {
-	e.Helper()
-	master, path, err := console.NewPty()
-	e.Must(err, "new terminal")
-	defer master.Close()
-	e.Must(master.Resize(console.WinSize{Height: 33, Width: 99}), "resize")
-	slave, err := os.OpenFile(path, os.O_RDWR, 0)
-	e.Must(err, "open the terminal")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = newSession()
-	err = cmd.Start()
-	slave.Close()
-	e.Must(err, "start the client")
-	done := make(chan string)
-	go func() {
-		all, _ := io.ReadAll(master) // ends with EIO
-		done <- string(all)
-	}()
-	_, err = io.WriteString(master, input)
-	e.Must(err, "type")
-	timer := time.AfterFunc(harness.Patience, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
-	_ = cmd.Wait()
-	return <-done, cmd.ProcessState.ExitCode()
-}
-
 func TestATerminalIsOneAndHasTheClientsSize(t *testing.T) {
 	e := start(t)
 	script := "stty size; test -t 0 && test -t 1 && test -t 2 && tty; read line; echo got $line; exit 5\n"
@@ -138,13 +108,13 @@ func TestATerminalIsOneAndHasTheClientsSize(t *testing.T) {
 	// The size comes in a request of its own, after the start.
 	script = "for i in $(seq 100); do [ \"$(stty size)\" = '33 99' ] && break; sleep 0.1; done; " + script
 	t.Run("run", func(t *testing.T) {
-		shown, code := e.typed(engine.command(args("run", e.name(), []string{"--rm", "-it"}, "sh", "-c", script)...), "typed\r")
+		shown, code := e.Typed(engine.command(args("run", e.name(), []string{"--rm", "-it"}, "sh", "-c", script)...), "typed\r")
 		check(t, shown, code)
 	})
 	t.Run("exec", func(t *testing.T) {
 		script := strings.Replace(script, "/dev/pts/0", "/dev/pts/[01]", 1)
 		name := e.detached(nil, sleep...)
-		shown, code := e.typed(engine.command("exec", "-it", name, "sh", "-c", script), "typed\r")
+		shown, code := e.Typed(engine.command("exec", "-it", name, "sh", "-c", script), "typed\r")
 		check(t, shown, code)
 	})
 }
