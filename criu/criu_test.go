@@ -1,0 +1,89 @@
+package criu
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
+)
+
+func program(t *testing.T, script string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAnErrorIsInCriusWords(t *testing.T) {
+	for name, tc := range map[string]struct {
+		script, log string
+		says, not   []string
+	}{
+		"of its log, if there is one": {
+			script: "echo noise >&2; { echo '(00.1) fine'; echo '(00.2) Error (criu/a.c:1): no such luck'; } >LOG",
+			says:   []string{"criu/a.c:1", "no such luck", "dump.log"}, not: []string{"noise", "fine"},
+		},
+		"of what it wrote, if there is no log": {script: "echo cannot begin >&2", says: []string{"cannot begin"}, not: []string{"dump.log"}},
+		"but only the first of many": {
+			script: "for i in 1 2 3 4 5 6 7 8 9; do echo \"Error line $i.\"; done >LOG",
+			says:   []string{"line 1.", "line 6.", "3 lines more"}, not: []string{"line 7."},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			script := strings.ReplaceAll(tc.script, "LOG", filepath.Join(dir, "dump.log"))
+			r := &Request{Path: program(t, script), Type: rpc.CriuReqType_DUMP, Opts: &rpc.CriuOpts{LogFile: Ptr("dump.log")}, Images: dir}
+			_, err := r.Do(context.Background())
+			var failed *Error
+			if !errors.As(err, &failed) {
+				t.Fatalf("error %v", err)
+			}
+			for _, s := range tc.says {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("%q does not say %q", err, s)
+				}
+			}
+			for _, s := range tc.not {
+				if strings.Contains(err.Error(), s) {
+					t.Errorf("%q says %q", err, s)
+				}
+			}
+		})
+	}
+}
+
+func TestALogOfBeforeIsNotQuoted(t *testing.T) {
+	dir := t.TempDir()
+	log := filepath.Join(dir, "dump.log")
+	if err := os.WriteFile(log, []byte("Error of yesterday\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(log, old, old); err != nil {
+		t.Fatal(err)
+	}
+	r := &Request{Path: program(t, "exit 1"), Type: rpc.CriuReqType_DUMP, Opts: &rpc.CriuOpts{LogFile: Ptr("dump.log")}, Images: dir}
+	if _, err := r.Do(context.Background()); err == nil || strings.Contains(err.Error(), "yesterday") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestARequestEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	r := &Request{Path: program(t, "exec sleep 60"), Type: rpc.CriuReqType_DUMP, Opts: &rpc.CriuOpts{}, Images: t.TempDir()}
+	start := time.Now()
+	if _, err := r.Do(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if d := time.Since(start); d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+}
