@@ -167,7 +167,7 @@ get_staticcheck() {
 	CGO_ENABLED=0 build_module "staticcheck-$STATICCHECK" honnef.co/go/tools "$STATICCHECK" ./cmd/staticcheck
 }
 
-# Debian 12's criu, 3.17, can do nothing on Linux 6.13 and newer ("Unexpected rt vDSO area bounds"). The next Debian's is
+# Debian 12's criu, 3.17.1, can do nothing on Linux 6.18 ("Unexpected rt vDSO area bounds"). The next Debian's is
 # unpacked with its libraries, by apt with lists of its own: nothing is installed. What criu calls is: iproute2 and
 # iptables for network namespaces; tar is there.
 get_criu() {
