@@ -116,3 +116,31 @@ func ask(port int) string {
 	said, _ := io.ReadAll(conn)
 	return string(said)
 }
+
+func TestWhatANetworkLeavesBehindIsSeen(t *testing.T) {
+	p := start(t).Run()
+	p.Stop() // the bridge and the leases' directory are there
+	before := daemon.Snapshot()
+	lease, netns := filepath.Join(daemon.Dir, "cni/leases/rsys-it/10.88.255.1"), "/run/netns/left"
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", args, err, out)
+		}
+	}
+	for _, file := range []string{lease, netns} {
+		p.Must(os.WriteFile(file, nil, 0o644), "write")
+		defer os.Remove(file)
+	}
+	run("ip", "link", "add", "left", "type", "veth", "peer", "name", "left2")
+	defer run("ip", "link", "del", "left")
+	rule := []string{"POSTROUTING", "-s", "10.88.255.1", "-j", "MASQUERADE"}
+	run(append([]string{"iptables", "-t", "nat", "-A"}, rule...)...)
+	defer run(append([]string{"iptables", "-t", "nat", "-D"}, rule...)...)
+	got := strings.Join(daemon.Snapshot().More(before), "\n")
+	for _, want := range []string{"file " + lease, "file " + netns, ": left\n", ": left2\n", "nat rule -A POSTROUTING -s 10.88.255.1"} {
+		if !strings.Contains(got+"\n", want) {
+			t.Errorf("no %q in %q", want, got)
+		}
+	}
+}

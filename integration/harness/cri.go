@@ -193,7 +193,7 @@ func (d *Daemon) network(s Snapshot) {
 		}
 	}
 	// Without the network of our own these are everybody's, and others change them.
-	if d.ownNetwork() {
+	if ownNetwork {
 		for _, table := range []string{"nat", "filter"} {
 			out, err := exec.Command("iptables-save", "-t", table).CombinedOutput()
 			if err != nil {
@@ -217,10 +217,4 @@ func standing(rule string) bool {
 		}
 	}
 	return false
-}
-
-func (d *Daemon) ownNetwork() bool {
-	ours, err := os.Readlink("/proc/self/ns/net")
-	theirs, err2 := os.Readlink("/proc/1/ns/net")
-	return err == nil && err2 == nil && ours != theirs
 }

@@ -103,6 +103,9 @@ func runIsolated(more uintptr) int {
 	}
 }
 
+// ownNetwork says that nobody else's interfaces and rules are in our network namespace.
+var ownNetwork bool
+
 // settle furnishes the new namespaces.
 func settle(flags uintptr) error {
 	// As on a host with systemd: a shim that lets a container's mounts
@@ -134,6 +137,7 @@ func settle(flags uintptr) error {
 	}
 	if flags&unix.CLONE_NEWNET != 0 {
 		// /sys stays, and shows the other namespace's devices: plugins ask by netlink.
+		ownNetwork = true
 		return loopbackUp()
 	}
 	return nil
