@@ -32,19 +32,21 @@ type bench struct {
 	rounds  int
 	clients int
 	members int
+	many    int
 	probing time.Duration
 }
 
 func main() {
 	rounds := flag.Int("rounds", 20, "rounds of times and CPU")
 	names := flag.String("runtimes", "rsys,runc,null", "what to compare")
-	sections := flag.String("sections", "time,mounts,cpu,memory,parallel,limit,probes,logs", "what to measure")
+	sections := flag.String("sections", "time,mounts,cpu,memory,parallel,limit,scale,probes,logs", "what to measure")
 	probing := flag.Duration("probing", time.Minute, "how long exec probes are made")
 	members := flag.Int("group", 36, "containers in the group whose memory is measured")
+	many := flag.Int("many", 200, "containers that run at once in the section scale")
 	clients := flag.Int("clients", 4, "clients that run lifecycles in parallel")
 	flag.Parse()
 	harness.Isolate()
-	if err := run(bench{rounds: *rounds, clients: *clients, members: *members, probing: *probing}, strings.Split(*names, ","), strings.Split(*sections, ",")); err != nil {
+	if err := run(bench{rounds: *rounds, clients: *clients, members: *members, many: *many, probing: *probing}, strings.Split(*names, ","), strings.Split(*sections, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "rsys-bench:", err)
 		os.Exit(1)
 	}
@@ -69,9 +71,9 @@ func run(b bench, names, sections []string) error {
 	b.d, b.names = d, names
 	for _, s := range sections {
 		f := map[string]func() error{"time": b.times, "mounts": b.mounts, "cpu": b.cpu, "memory": b.memory, "parallel": b.parallel, "limit": b.limit,
-			"probes": b.probes, "logs": b.logs}[s]
+			"scale": b.scale, "probes": b.probes, "logs": b.logs}[s]
 		if f == nil {
-			return fmt.Errorf("no section %q: there are time, mounts, cpu, memory, parallel, limit, probes and logs", s)
+			return fmt.Errorf("no section %q: there are time, mounts, cpu, memory, parallel, limit, scale, probes and logs", s)
 		}
 		if err := f(); err != nil {
 			return fmt.Errorf("%s: %w", s, err)
