@@ -491,10 +491,12 @@ func TestASandboxsMetricsAreThoseOfThePodsCgroup(t *testing.T) {
 		t.Fatalf("metrics of type %T", data)
 		return 0
 	}
-	before := memory()
+	if n := memory(); n > 8000000 {
+		t.Errorf("%d bytes before there is a container", n)
+	}
 	// What a container writes to its tmpfs is charged to it, and so to the pod.
 	p.container(harness.Sh("head -c 16000000 /dev/zero > /dev/shm/file", "exec sleep 1000"), usual, oci.WithCgroup("/"+e.Namespace+"/pod1/c")).Run()
-	e.Eventually("the pod's memory has grown by what a container of it uses", func() bool { return memory() >= before+16000000 })
+	e.Eventually("the pod's memory has grown by what a container of it uses", func() bool { return memory() >= 16000000 })
 }
 
 func TestASpecOfAClientSaysWhatASandboxIs(t *testing.T) {
@@ -560,7 +562,7 @@ func TestAHolderIsSmall(t *testing.T) {
 			break
 		}
 	}
-	if rss == 0 || rss > 32 {
+	if rss == 0 || rss > 64 {
 		t.Errorf("the holder has %d kB", rss)
 	}
 	t.Logf("the holder has %d kB", rss)
