@@ -138,7 +138,8 @@ func hooked(dir string) oci.SpecOpts {
 			return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat > /dev/null; echo > " + dir + "/" + kind}, Env: []string{"PATH=/bin:/usr/bin"}}}
 		}
 		s.Hooks = &specs.Hooks{
-			Prestart:        on("prestart", dir), //nolint:staticcheck // deprecated, and still of the specification
+			//lint:ignore SA1019 deprecated, and still of the specification
+			Prestart:        on("prestart", dir),
 			CreateRuntime:   on("createRuntime", dir),
 			CreateContainer: on("createContainer", dir),
 			StartContainer:  on("startContainer", "/ran"),
@@ -157,7 +158,7 @@ func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
 			for at := 0; ; {
 				var fault error
 				var ran string
-				if !t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) { fault, ran = hookedAttempt(t, at, f.what, f.how) }) {
+				if !t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) { ran, fault = hookedAttempt(t, at, f.what, f.how) }) {
 					return
 				}
 				if fault == nil {
@@ -170,7 +171,7 @@ func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
 				// Where another hook begins to run, no step is left out.
 				if near := ran != before; near && at > hookStride {
 					for back := at - hookStride + 1; back < at; back++ {
-						if !t.Run(fmt.Sprintf("step %d", back), func(t *testing.T) { fault, _ = hookedAttempt(t, back, f.what, f.how) }) {
+						if !t.Run(fmt.Sprintf("step %d", back), func(t *testing.T) { _, fault = hookedAttempt(t, back, f.what, f.how) }) {
 							return
 						}
 						if fault == nil {
@@ -193,7 +194,7 @@ func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
 // hookStride is how many steps to go on where no hook is.
 const hookStride = 16
 
-func hookedAttempt(t *testing.T, at int, what, how string) (fault error, ran string) {
+func hookedAttempt(t *testing.T, at int, what, how string) (ran string, fault error) {
 	e := harness.New(t, daemon)
 	dir := t.TempDir()
 	c := e.Container([]string{"true"}, oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("create %d %s", at, what)}), hooked(dir))
@@ -224,7 +225,7 @@ func hookedAttempt(t *testing.T, at int, what, how string) (fault error, ran str
 	if err != nil && len(list) > 0 && !slices.Contains(list, "poststop") {
 		t.Errorf("these have run, and poststop not: %v", list)
 	}
-	return err, strings.Join(list, " ")
+	return strings.Join(list, " "), err
 }
 
 func TestAnExecThatFailsAtAnyStepLeavesTheContainerAsItWas(t *testing.T) {
