@@ -259,8 +259,15 @@ func (l *life) add(ctx context.Context, c *client.Client) (client.Container, err
 	if err := c.SnapshotService("overlayfs").Remove(ctx, l.id); err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
-	return c.NewContainer(ctx, l.id, client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(l.id, img),
-		client.WithRuntime(harness.Runtime(), nil), client.WithNewSpec(oci.WithImageConfigArgs(img, l.args()), seccomp.WithDefaultProfile()))
+	for again := false; ; again = true {
+		record, err := c.NewContainer(ctx, l.id, client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(l.id, img),
+			client.WithRuntime(harness.Runtime(), nil), client.WithNewSpec(oci.WithImageConfigArgs(img, l.args()), seccomp.WithDefaultProfile()))
+		// containerd's overlay snapshotter, killed, leaves a directory that it then wants to give to the next snapshot; it
+		// removes that with the error.
+		if err == nil || again || !strings.Contains(err.Error(), "file exists") {
+			return record, err
+		}
+	}
 }
 
 const execID = "probe"
