@@ -99,9 +99,10 @@ func (in *inputFifo) close() {
 type outputFifo struct {
 	path string
 
-	mu    sync.Mutex
-	hold  int // reader, -1 when let go
-	timer *time.Timer
+	mu     sync.Mutex
+	hold   int // reader, -1 when let go
+	writer int // after the process's end, while nobody else reads; -1 if there is none
+	timer  *time.Timer
 }
 
 const (
@@ -151,7 +152,7 @@ func openOutput(ctx context.Context, path string, ours bool) (*outputFifo, *os.F
 		}
 		return nil, nil, err
 	}
-	return &outputFifo{path: path, hold: hold}, os.NewFile(uintptr(w), path), nil
+	return &outputFifo{path: path, hold: hold, writer: -1}, os.NewFile(uintptr(w), path), nil
 }
 
 // openWithReader opens a fifo for writing as soon as it has a reader, or returns -1 when
@@ -175,14 +176,15 @@ func openWithReader(ctx context.Context, path string) (int, error) {
 }
 
 // release lets the reader see the end of file, now that the process has ended: there is no writer any more. A
-// client that is restarted just then may have left something in the pipe, and another that comes now would wait in
-// its open for a writer. So the pipe is held until close, and for whoever waits one opens for a moment from time to time.
+// client that is restarted just then may have left something in the pipe, so the pipe is held until close; and as long
+// as nobody reads there is a writer, for the open of a client that comes waits for one, and CRI's gives up soon.
 func (out *outputFifo) release() {
 	out.mu.Lock()
 	defer out.mu.Unlock()
 	if out.hold < 0 || out.timer != nil {
 		return
 	}
+	out.look()
 	pause := minPulse
 	out.timer = time.AfterFunc(pause, func() {
 		out.mu.Lock()
@@ -190,17 +192,43 @@ func (out *outputFifo) release() {
 		if out.hold < 0 {
 			return
 		}
-		out.pulse()
+		out.look()
 		pause = min(2*pause, maxPulse)
 		out.timer.Reset(pause)
 	})
 }
 
-// pulse is a writer that comes and goes. The kernel wakes a reader whose open waits for one, by a count of openings; one
-// that reads sees no more of it than an end of file some microseconds later.
-func (out *outputFifo) pulse() {
-	if w, err := openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK); err == nil {
+// look keeps a writer if nobody but us reads, and none if somebody does. To see which, our own reader has to go for
+// a moment; who is left behind by the process, and writes just then, with no client there, may get a SIGPIPE for it.
+func (out *outputFifo) look() {
+	w := out.writer
+	if w < 0 {
+		var err error
+		if w, err = openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK); err != nil {
+			return
+		}
+	}
+	unix.Close(out.hold)
+	read := hasReader(w)
+	var err error
+	if out.hold, err = openFD(fmt.Sprintf("/proc/self/fd/%d", w), unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
+		out.hold = -1
+	}
+	out.writer = w
+	if read {
 		unix.Close(w)
+		out.writer = -1
+	}
+}
+
+// hasReader says whether a pipe's read side is open anywhere.
+func hasReader(w int) bool {
+	fds := []unix.PollFd{{Fd: int32(w), Events: unix.POLLOUT}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return err != nil || fds[0].Revents&unix.POLLERR == 0
+		}
 	}
 }
 
@@ -208,15 +236,15 @@ func (out *outputFifo) pulse() {
 func (out *outputFifo) close() {
 	out.mu.Lock()
 	defer out.mu.Unlock()
-	if out.hold < 0 {
-		return
-	}
 	if out.timer != nil {
 		out.timer.Stop()
-		out.pulse()
 	}
-	unix.Close(out.hold)
-	out.hold = -1
+	for _, fd := range []*int{&out.hold, &out.writer} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
 }
 
 func openFD(path string, flags int) (int, error) {
