@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/streaming"
 	"github.com/containerd/containerd/v2/core/streaming/proxy"
 	transfer "github.com/containerd/containerd/v2/core/transfer/streaming"
@@ -165,6 +166,32 @@ func TestStreamsOfTheShimCarryInputAndOutput(t *testing.T) {
 	s.hangUp()
 	for _, err := range s.errs {
 		t.Error(err)
+	}
+}
+
+func TestCloseIOIsTheEndOfAStreamsInputAndLosesNoneOfIt(t *testing.T) {
+	e, first, group := startStreams(t)
+	for _, ends := range []bool{true, false} {
+		c := e.Container([]string{"sh", "-c", "sleep 2; wc -c"}, group)
+		s := newStreamIO(shimAddress(e, first.ID()), c.ID(), true, false)
+		e.Must(s.connect(e.Ctx), "open the streams")
+		c.IO.Creator = s.creator()
+		c.Run()
+		go func() { // more than a pipe and a window have room for
+			s.in.Write(bytes.Repeat([]byte("x"), 300000))
+			if ends {
+				s.in.Close()
+			}
+		}()
+		time.Sleep(100 * time.Millisecond)
+		e.Must(c.Task.CloseIO(e.Ctx, client.WithStdinCloser), "CloseIO")
+		c.Wait()
+		s.copies.Wait()
+		if got := s.stdout.String(); got != "300000\n" {
+			t.Errorf("with the stream ended %v: %q", ends, got)
+		}
+		s.hangUp()
+		c.Delete()
 	}
 }
 

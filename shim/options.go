@@ -166,7 +166,7 @@ func (o *options) check() error {
 // tellOfRoot says once that the option Root has no effect: it is where runc keeps its state, of which there is none here.
 func (o *options) tellOfRoot() {
 	if o.Root != "" {
-		rootTold.Do(func() { log.L.Warnf("options: Root %s: this runtime keeps no state, and puts nothing there", o.Root) })
+		rootTold.Do(func() { log.L.Infof("options: Root %s: this runtime keeps no state, and puts nothing there", o.Root) })
 	}
 }
 

@@ -282,7 +282,7 @@ func (pio *processIO) closeStdin() {
 		return
 	}
 	pio.stdin.close()
-	pio.inStream.close()
+	pio.inStream.closeIO()
 }
 
 // close ends everything.

@@ -151,6 +151,9 @@ func (o *outputStream) close() {
 	o.pipe.Close()
 }
 
+// closeIOIdle is how long input may take to come that was sent before a CloseIO, which goes another way than the stream.
+const closeIOIdle = time.Second
+
 // An inputStream copies from a stream to a pipe.
 type inputStream struct {
 	id      string
@@ -158,6 +161,10 @@ type inputStream struct {
 	pipe    *os.File
 	ctx     context.Context
 	cancel  context.CancelFunc
+
+	mu      sync.Mutex
+	idle    *time.Timer // ends the input; nil before CloseIO
+	writing bool        // it is the process that is waited for, not the client
 }
 
 func startInputStream(ss *streams, id string, pipe *os.File) *inputStream {
@@ -203,9 +210,40 @@ func (in *inputStream) from(s *stream) bool {
 			return false
 		}
 		window -= len(data)
+		in.setWriting(true)
 		if _, err := in.pipe.Write(data); err != nil {
 			return true // the process has closed it
 		}
+		in.setWriting(false)
+	}
+}
+
+// closeIO ends the input with the stream, or when nothing comes any more.
+func (in *inputStream) closeIO() {
+	if in == nil {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.idle == nil {
+		in.idle = time.AfterFunc(closeIOIdle, in.close)
+		if in.writing {
+			in.idle.Stop()
+		}
+	}
+}
+
+// setWriting says whether it is the process that is waited for.
+func (in *inputStream) setWriting(w bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.writing = w
+	switch {
+	case in.idle == nil:
+	case w:
+		in.idle.Stop()
+	default:
+		in.idle.Reset(closeIOIdle)
 	}
 }
 
