@@ -47,18 +47,14 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	if err != nil {
 		return nil, err
 	}
-	req := request(cfg.Stdio)
-	req.ID, req.Bundle, req.NoPivotRoot, req.NoNewKeyring = cfg.ID, cfg.Bundle, cfg.NoPivotRoot, cfg.NoNewKeyring
-	req.Cgroup, req.Born = cg.Path(), bornUnprivileged
-	isolation, err := cfg.isolation()
+	req, err := cfg.request(cg)
 	if err != nil {
 		return nil, err
 	}
-	if req.HostRootfs, err = cfg.hostRootfs(); err != nil {
+	req.NoPivotRoot, req.NoNewKeyring, req.Born = cfg.NoPivotRoot, cfg.NoNewKeyring, bornUnprivileged
+	isolation, err := cfg.isolation()
+	if err != nil {
 		return nil, err
-	}
-	for _, m := range cfg.Rootfs {
-		req.Rootfs = append(req.Rootfs, oci.Mount(m))
 	}
 	plan, err := oci.Compile(cfg.Spec, req, thisHost())
 	if err != nil {
@@ -119,6 +115,19 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 
 func cgroupOf(cfg *Config) (*cgroup.Cgroup, error) {
 	return cgroup.New(cgroupConfig(cfg.ID, cfg.Spec, cfg.SystemdCgroup))
+}
+
+// request is what a creation and a restore have in common.
+func (cfg *Config) request(cg *cgroup.Cgroup) (req oci.Request, err error) {
+	req = request(cfg.Stdio)
+	req.ID, req.Bundle, req.Cgroup = cfg.ID, cfg.Bundle, cg.Path()
+	if req.HostRootfs, err = cfg.hostRootfs(); err != nil {
+		return req, err
+	}
+	for _, m := range cfg.Rootfs {
+		req.Rootfs = append(req.Rootfs, oci.Mount(m))
+	}
+	return req, nil
 }
 
 func request(stdio Stdio) (req oci.Request) {

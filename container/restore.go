@@ -53,17 +53,13 @@ func (r *Runtime) restore(ctx context.Context, cfg Config, from Restore) (_ *Con
 	if err != nil {
 		return nil, err
 	}
-	req := request(cfg.Stdio)
-	req.ID, req.Bundle, req.Cgroup = cfg.ID, cfg.Bundle, cg.Path()
-	isolation, err := cfg.isolation()
+	req, err := cfg.request(cg)
 	if err != nil {
 		return nil, err
 	}
-	if req.HostRootfs, err = cfg.hostRootfs(); err != nil {
+	isolation, err := cfg.isolation()
+	if err != nil {
 		return nil, err
-	}
-	for _, m := range cfg.Rootfs {
-		req.Rootfs = append(req.Rootfs, oci.Mount(m))
 	}
 	// The config is what the container was made of: what a creation would refuse, or say, holds for it too.
 	whole, err := oci.Compile(cfg.Spec, req, thisHost())

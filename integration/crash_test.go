@@ -186,19 +186,7 @@ func TestAShimThatIsKilledLeavesNothing(t *testing.T) {
 				p, ok := harness.ReadProc(init)
 				return !ok || p.State == "Z"
 			})
-			// containerd has noticed when the task is gone or stopped; it
-			// can be deleted in either case.
-			e.Eventually("the task can be deleted", func() bool {
-				task, err := c.Container.Task(e.Ctx, nil)
-				if err != nil {
-					return true
-				}
-				_, err = task.Delete(e.Ctx)
-				return err == nil
-			})
-			c.Task.IO().Cancel()
-			c.Task.IO().Close()
-			c.Task = nil
+			c.DeleteOfDeadShim()
 		})
 	}
 }

@@ -89,17 +89,7 @@ func TestTheDebugSocketOfAKilledShimIsRemoved(t *testing.T) {
 		e.Must(syscall.Kill(pid, syscall.SIGKILL), "kill the shim")
 	}
 	e.Eventually("the socket is gone", func() bool { return !exists(socket) })
-	e.Eventually("the task can be deleted", func() bool {
-		task, err := c.Container.Task(e.Ctx, nil)
-		if err != nil {
-			return true
-		}
-		_, err = task.Delete(e.Ctx)
-		return err == nil
-	})
-	c.Task.IO().Cancel()
-	c.Task.IO().Close()
-	c.Task = nil
+	c.DeleteOfDeadShim()
 }
 
 func TestASignalHasTheStacksLogged(t *testing.T) {

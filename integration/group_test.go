@@ -76,17 +76,7 @@ func TestTheKilledShimOfAGroupLeavesNothing(t *testing.T) {
 		e.Must(syscall.Kill(pid, syscall.SIGKILL), "kill the shim")
 	}
 	for _, c := range members {
-		e.Eventually("the task can be deleted", func() bool {
-			task, err := c.Container.Task(e.Ctx, nil)
-			if err != nil {
-				return true
-			}
-			_, err = task.Delete(e.Ctx)
-			return err == nil
-		})
-		c.Task.IO().Cancel()
-		c.Task.IO().Close()
-		c.Task = nil
+		c.DeleteOfDeadShim()
 	}
 }
 

@@ -116,17 +116,7 @@ func TestARootFileSystemOnTheHostGoesWhenTheShimWasKilled(t *testing.T) {
 				e.Must(syscall.Kill(pid, syscall.SIGKILL), "kill the shim")
 			}
 			e.Eventually("the root file system is gone from the host", func() bool { return hostMounts(root) == 0 })
-			e.Eventually("the task can be deleted", func() bool {
-				task, err := c.Container.Task(e.Ctx, nil)
-				if err != nil {
-					return true
-				}
-				_, err = task.Delete(e.Ctx)
-				return err == nil
-			})
-			c.Task.IO().Cancel()
-			c.Task.IO().Close()
-			c.Task = nil
+			c.DeleteOfDeadShim()
 		})
 	}
 }

@@ -202,24 +202,14 @@ func streamMessage(a *anypb.Any, typ string) (bytes []byte, number uint64, err e
 	if name := a.TypeUrl[strings.LastIndexByte(a.TypeUrl, '/')+1:]; name != typ {
 		return nil, 0, invalid("stream: a message %q where %s is expected", a.TypeUrl, typ)
 	}
-	for b := a.Value; len(b) > 0; {
-		num, wire, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return nil, 0, invalid("stream: %s: %v", typ, protowire.ParseError(n))
+	err = eachField(a.Value, func(num protowire.Number, n uint64, data []byte) error {
+		if num == 1 {
+			bytes, number = data, n
 		}
-		b = b[n:]
-		switch {
-		case num == 1 && wire == protowire.BytesType:
-			bytes, n = protowire.ConsumeBytes(b)
-		case num == 1 && wire == protowire.VarintType:
-			number, n = protowire.ConsumeVarint(b)
-		default:
-			n = protowire.ConsumeFieldValue(num, wire, b)
-		}
-		if n < 0 {
-			return nil, 0, invalid("stream: %s: %v", typ, protowire.ParseError(n))
-		}
-		b = b[n:]
+		return nil
+	})
+	if err != nil {
+		return nil, 0, invalid("stream: %s: %v", typ, err)
 	}
 	return bytes, number, nil
 }

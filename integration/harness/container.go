@@ -163,6 +163,23 @@ func (c *Container) Delete() *client.ExitStatus {
 	return st
 }
 
+// DeleteOfDeadShim deletes the task of a shim that was killed, as soon as containerd has noticed: then the task is stopped or
+// gone, and can be deleted in either case.
+func (c *Container) DeleteOfDeadShim() {
+	c.Helper()
+	c.Eventually("the task can be deleted", func() bool {
+		task, err := c.Container.Task(c.Ctx, nil)
+		if err != nil {
+			return true
+		}
+		_, err = task.Delete(c.Ctx)
+		return err == nil
+	})
+	c.Task.IO().Cancel()
+	c.Task.IO().Close()
+	c.Task = nil
+}
+
 // Status is the task's.
 func (c *Container) Status() client.ProcessStatus {
 	c.Helper()

@@ -254,15 +254,7 @@ func TestTheShimsBinaryIsReplacedUnderRunningContainers(t *testing.T) {
 		p, ok := harness.ReadProc(init)
 		return !ok || p.State == "Z"
 	})
-	e.Eventually("its task can be deleted", func() bool {
-		task, err := doomed.Container.Task(e.Ctx, nil)
-		if err != nil {
-			return true
-		}
-		_, err = task.Delete(e.Ctx)
-		return err == nil
-	})
-	doomed.Task = nil
+	doomed.DeleteOfDeadShim()
 
 	// So does a containerd that starts again find the shims of both.
 	e.Daemon.Kill()
