@@ -278,7 +278,7 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 	case oci.WriteAttr:
 		return r.writeAttr(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.CopyUp:
-		from, to := r.steps.Result(s.Args[0].Step).Value, r.steps.Result(s.Args[1].Step).Value
+		from, to := r.steps.Result(int(s.Args[0].Step)).Value, r.steps.Result(int(s.Args[1].Step)).Value
 		return copyTree(ctx, r.task, call.FD(int(from)), call.FD(int(to)))
 	case oci.RaiseRlimit:
 		return raiseRlimit(r.task.Pid(), int(s.Args[0].Int), uint64(s.Args[1].Int))

@@ -48,7 +48,7 @@ const hostRootfsMark = "rsys-rootfs"
 
 // mountHostRootfs does a HostRootfs step.
 func (c *Container) mountHostRootfs(ctx context.Context, r *run, s *oci.Step) error {
-	tree, err := r.task.Fetch(ctx, int(r.steps.Result(s.Args[0].Step).Value))
+	tree, err := r.task.Fetch(ctx, int(r.steps.Result(int(s.Args[0].Step)).Value))
 	if err != nil {
 		return err
 	}

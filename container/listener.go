@@ -22,7 +22,7 @@ const agentTime = 10 * time.Second
 // sendListener does a SendListener step: it fetches the listener of the child's filter, and sends it with the container
 // process state to the agent. The descriptor goes with the first byte, as the specification wants.
 func (c *Container) sendListener(ctx context.Context, r *run, s *oci.Step, status specs.ContainerState) error {
-	listener, err := r.task.Child.Fetch(int(r.steps.Result(s.Args[0].Step).Value))
+	listener, err := r.task.Child.Fetch(int(r.steps.Result(int(s.Args[0].Step)).Value))
 	if errors.Is(err, unix.EPERM) {
 		// The process can't send it by itself: the filter that it is the listener of may not let it.
 		if scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); strings.TrimSpace(string(scope)) == "3" {

@@ -29,7 +29,7 @@ const maxLinks = 40
 // the root. Every directory is opened in the root by the kernel, so a link that is changed meanwhile
 // leads nowhere else; at worst, a directory is made in a wrong place inside.
 func (r *run) mend(ctx context.Context, s *oci.Step) error {
-	root := call.FD(int(r.steps.Result(s.Args[0].Step).Value))
+	root := call.FD(int(r.steps.Result(int(s.Args[0].Step)).Value))
 	todo := strings.Split(strings.TrimRight(argString(s.Args[1]), "/"), "/")
 	var done []string
 	for links := 0; len(todo) > 0; {

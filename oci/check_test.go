@@ -79,11 +79,11 @@ func checkArg(t testing.TB, p *Plan, i int, a *call.Arg, bad func(int, string, .
 	t.Helper()
 	switch a.Kind {
 	case call.KindResult:
-		if a.Step < 0 || a.Step >= i || p.Steps[a.Step].Who == Born || p.Steps[a.Step].Who == Shim && !strings.HasPrefix(p.Steps[a.Step].Name, IDMap) {
+		if a.Step < 0 || int(a.Step) >= i || p.Steps[a.Step].Who == Born || p.Steps[a.Step].Who == Shim && !strings.HasPrefix(p.Steps[a.Step].Name, IDMap) {
 			bad(i, "uses the result of %d", a.Step)
 		}
 	case call.KindWord, call.KindInt32, call.KindOutPtr:
-		if a.Step < 0 || a.Step >= i {
+		if a.Step < 0 || int(a.Step) >= i {
 			bad(i, "uses the output of %d", a.Step)
 			return
 		}
@@ -92,7 +92,7 @@ func checkArg(t testing.TB, p *Plan, i int, a *call.Arg, bad func(int, string, .
 			bad(i, "uses argument %d of %d, which is no output", a.Index, a.Step)
 			return
 		}
-		if size := map[call.Kind]int{call.KindWord: 8, call.KindInt32: 4}[a.Kind]; a.Off < 0 || a.Off+size > from[a.Index].Size {
+		if size := map[call.Kind]int32{call.KindWord: 8, call.KindInt32: 4}[a.Kind]; a.Off < 0 || a.Off+size > from[a.Index].Size {
 			bad(i, "reads beyond the output of %d", a.Step)
 		}
 	case call.KindIn:
@@ -168,7 +168,7 @@ var opens = []string{"openat", "openat2", "open_tree", "fsopen", "fsmount", "soc
 // Only the terminal stays open: the runtime fetches it.
 func checkClosed(t testing.TB, p *Plan, bad func(int, string, ...any)) {
 	t.Helper()
-	closed := make(map[int]bool)
+	closed := make(map[int32]bool)
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		for _, a := range s.Args {
@@ -181,7 +181,7 @@ func checkClosed(t testing.TB, p *Plan, bad func(int, string, ...any)) {
 		}
 	}
 	for i := range p.Steps {
-		if slices.Contains(opens, p.Steps[i].Name) && !closed[i] && i != p.Terminal {
+		if slices.Contains(opens, p.Steps[i].Name) && !closed[int32(i)] && i != p.Terminal {
 			bad(i, "is never closed")
 		}
 	}

@@ -78,7 +78,7 @@ func Compile(spec *specs.Spec, req Request, host Host) (*Plan, error) {
 		return nil, err
 	}
 	spec = withLinux(spec)
-	c := &compiler{builder: newBuilder(512), spec: spec, proc: spec.Process, req: req, host: host, ns: namespacesOf(spec)}
+	c := &compiler{builder: newBuilder(512 + stepsAMount*len(spec.Mounts)), spec: spec, proc: spec.Process, req: req, host: host, ns: namespacesOf(spec)}
 	if err := c.filter(); err != nil {
 		return nil, err
 	}

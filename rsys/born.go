@@ -234,7 +234,7 @@ func (r *Run) failed(first int, steps []call.Step, err error) error {
 	if errors.As(err, &died) && died.Cause == nil {
 		if i := r.reached(first) - 1; i >= first {
 			if e := r.Result(i).Errno; e != 0 && !steps[i-first].OnError.Tolerates(e) {
-				return &StepError{i, r.steps[i].call, e}
+				return &StepError{i, *r.steps[i].call, e}
 			}
 		}
 	}
@@ -275,7 +275,7 @@ func (b *Born) Await(ctx context.Context) (err error) {
 	first := b.first()
 	if i := b.Run.reached(first) - 1; i >= first && b.Child.endedByItself() {
 		if e := b.Run.Result(i).Errno; e != 0 {
-			return &StepError{i, b.Run.steps[i].call, e}
+			return &StepError{i, *b.Run.steps[i].call, e}
 		}
 	}
 	return b.Run.died(first, &DiedError{Index: -1, Exit: b.Child.status, Cause: b.Child.killCause()})

@@ -158,7 +158,7 @@ func (t *Task) clone(ctx context.Context, cfg CloneConfig, nest *Block, child *T
 	}
 	res := run.Result(clone3)
 	if res.Errno != 0 {
-		return 0, &StepError{clone3, run.steps[clone3].call, res.Errno}
+		return 0, &StepError{clone3, *run.steps[clone3].call, res.Errno}
 	}
 	num := int32(binary.NativeEndian.Uint32(run.Out(0, 1)[cmsgHdrSize:]))
 	child.sock = child.fds.handle(int(num))

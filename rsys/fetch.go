@@ -51,7 +51,7 @@ func (t *Task) sendBack(ctx context.Context, fd int) (*os.File, error) {
 		if _, err := io.ReadFull(t.conn.file, rest); err != nil {
 			return nil, run.died(0, t.Child.diedError())
 		}
-		return nil, &StepError{0, run.steps[0].call, run.Result(0).Errno}
+		return nil, &StepError{0, *run.steps[0].call, run.Result(0).Errno}
 	}
 	f := os.NewFile(uintptr(n), fmt.Sprintf("fd %d of %d", fd, t.Child.pid))
 	if err := run.finish(ctx, 0); err != nil {

@@ -25,8 +25,8 @@ type Run struct {
 }
 
 type ran struct {
-	call call.Call
-	at   []byte // the step in the arena; nil if done elsewhere
+	call *call.Call      // the caller's: a long list is not copied
+	at   *[stepSize]byte // the step in the arena; nil if done elsewhere
 	addr uint64
 	done int64 // the result, if at is nil
 	outs []out // few have any
@@ -87,7 +87,7 @@ func (r *Run) Len() int { return len(r.steps) }
 
 // Done adds a step that was done elsewhere and returned result.
 func (r *Run) Done(c call.Call, result int64) {
-	r.steps = append(r.steps, ran{call: c, done: result})
+	r.steps = append(r.steps, ran{call: &c, done: result})
 }
 
 // Rewind forgets the steps from i on, so that the next part begins there.
@@ -185,7 +185,7 @@ func (r *Run) finish(ctx context.Context, first int) (err error) {
 	}
 	for i := first; i < len(r.steps); i++ {
 		if res := r.Result(i); res.Ran && res.Errno == 0 {
-			r.task.track(r.steps[i].call)
+			r.task.track(*r.steps[i].call)
 		}
 	}
 	if left <= 0 { // less if the last step skipped more than there was
@@ -195,7 +195,7 @@ func (r *Run) finish(ctx context.Context, first int) (err error) {
 	if i < first || i >= len(r.steps) {
 		return fmt.Errorf("rsys: response out of range: %d", left)
 	}
-	return &StepError{i, r.steps[i].call, r.Result(i).Errno}
+	return &StepError{i, *r.steps[i].call, r.Result(i).Errno}
 }
 
 // Exec runs steps of which the last ones are execve. It returns nil when
@@ -256,7 +256,7 @@ func (r *Run) died(first int, err error) error {
 		return err
 	}
 	if i := r.reached(first); i < len(r.steps) {
-		d.Index, d.Call = i, &r.steps[i].call
+		d.Index, d.Call = i, r.steps[i].call
 		if r.task.shares() != nil {
 			d.Last = len(r.steps) - 1
 		}
@@ -295,8 +295,8 @@ func (r *Run) encode(steps []call.Step) error {
 	r.steps = slices.Grow(r.steps, len(steps))
 	for i := range steps {
 		s := &steps[i]
-		at := e.mem[stepSize*i : stepSize*(i+1)]
-		r.steps = append(r.steps, ran{call: s.Call, at: at, addr: e.addr + uint64(stepSize*i)})
+		at := (*[stepSize]byte)(e.mem[stepSize*i:])
+		r.steps = append(r.steps, ran{call: &s.Call, at: at, addr: e.addr + uint64(stepSize*i)})
 		binary.NativeEndian.PutUint64(at[stepNr:], uint64(s.Nr))
 		binary.NativeEndian.PutUint64(at[stepPolicy:], uint64(s.OnError))
 		binary.NativeEndian.PutUint32(at[stepSkipOK:], uint32(s.SkipOK))
@@ -319,7 +319,7 @@ func (r *Run) encode(steps []call.Step) error {
 func argSize(a *call.Arg) int {
 	switch a.Kind {
 	case call.KindOut:
-		return align(a.Size)
+		return align(int(a.Size))
 	case call.KindIn:
 		n := align(len(a.Data))
 		for i := range a.Ptrs {
@@ -356,7 +356,7 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		}
 		return uint64(a.Int), 0, nil
 	case call.KindResult:
-		if a.Step < 0 || a.Step >= i {
+		if a.Step < 0 || int(a.Step) >= i {
 			return 0, 0, fmt.Errorf("step %d is not an earlier one", a.Step)
 		}
 		if s := &e.run.steps[a.Step]; s.at == nil {
@@ -371,11 +371,11 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		case call.KindInt32:
 			width = 4
 		}
-		if a.Step < 0 || a.Step >= i || a.Index >= 6 {
+		if a.Step < 0 || int(a.Step) >= i || a.Index >= 6 {
 			return 0, 0, fmt.Errorf("step %d has no such output", a.Step)
 		}
 		o := e.run.steps[a.Step].out(int(a.Index))
-		if a.Off < 0 || a.Off+width > len(o.mem) {
+		if a.Off < 0 || int(a.Off)+width > len(o.mem) {
 			return 0, 0, fmt.Errorf("step %d has no output at %d", a.Step, a.Off)
 		}
 		switch v = o.addr + uint64(a.Off); a.Kind {
@@ -386,8 +386,8 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		}
 		return v, load, nil
 	case call.KindOut:
-		off := e.take(a.Size)
-		e.run.steps[i].keep(out{j, e.addr + uint64(off), e.mem[off : off+a.Size]})
+		off, size := e.take(int(a.Size)), int(a.Size)
+		e.run.steps[i].keep(out{j, e.addr + uint64(off), e.mem[off : off+size]})
 		return e.addr + uint64(off), 0, nil
 	case call.KindIn:
 		off := e.take(len(a.Data))

@@ -82,13 +82,13 @@ func (r *Run) trace(first int, sent uint64, err error) {
 	last := sent
 	for i := first; i < len(r.steps); i++ {
 		if res := r.Result(i); res.Ran {
-			calls = append(calls, Traced{r.task.Pid(), r.steps[i].call, res, last})
+			calls = append(calls, Traced{r.task.Pid(), *r.steps[i].call, res, last})
 			last = res.Ticks
 		}
 	}
 	if i := r.reached(first); err != nil && i < len(r.steps) {
 		if _, failed := err.(*StepError); !failed {
-			calls = append(calls, Traced{r.task.Pid(), r.steps[i].call, Result{Ticks: ticks()}, last})
+			calls = append(calls, Traced{r.task.Pid(), *r.steps[i].call, Result{Ticks: ticks()}, last})
 		}
 	}
 	if len(calls) > 0 {

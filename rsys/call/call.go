@@ -49,11 +49,11 @@ type Arg struct {
 	Kind  Kind
 	Form  Form   // how it is printed
 	Index uint8  // KindWord, KindInt32, KindOutPtr: which argument of Step is the output
+	Step  int32  // KindResult, KindWord, KindInt32, KindOutPtr: index of an earlier step of the run
+	Off   int32  // KindWord, KindInt32, KindOutPtr: offset in the output
+	Size  int32  // KindOut
 	Owner uint64 // if not 0, the table or memory that Int is a handle of; rsys refuses it elsewhere
 	Int   int64  // KindInt
-	Step  int    // KindResult, KindWord, KindInt32, KindOutPtr: index of an earlier step of the run
-	Off   int    // KindWord, KindInt32, KindOutPtr: offset in the output
-	Size  int    // KindOut
 	Data  []byte // KindIn
 	Ptrs  []Ptr  // KindIn: pointers inside Data
 }
@@ -78,22 +78,22 @@ func FD(fd int) Arg { return Arg{Int: int64(int32(fd)), Form: FormFD} }
 var CWD = FD(unix.AT_FDCWD)
 
 // ResultOf is the return value of an earlier step.
-func ResultOf(step int) Arg { return Arg{Kind: KindResult, Step: step, Form: FormFD} }
+func ResultOf(step int) Arg { return Arg{Kind: KindResult, Step: int32(step), Form: FormFD} }
 
 // WordOf is the 64-bit word at off of what the arg-th argument (from 0) of
 // an earlier step, one made by [Out], was filled with.
 func WordOf(step, arg, off int) Arg {
-	return Arg{Kind: KindWord, Step: step, Index: uint8(arg), Off: off}
+	return Arg{Kind: KindWord, Step: int32(step), Index: uint8(arg), Off: int32(off)}
 }
 
 // Int32Of is [WordOf] for a 32-bit signed word.
 func Int32Of(step, arg, off int) Arg {
-	return Arg{Kind: KindInt32, Step: step, Index: uint8(arg), Off: off}
+	return Arg{Kind: KindInt32, Step: int32(step), Index: uint8(arg), Off: int32(off)}
 }
 
 // OutPtrOf is the address of offset off of an earlier step's output.
 func OutPtrOf(step, arg, off int) Arg {
-	return Arg{Kind: KindOutPtr, Step: step, Index: uint8(arg), Off: off}
+	return Arg{Kind: KindOutPtr, Step: int32(step), Index: uint8(arg), Off: int32(off)}
 }
 
 // Bytes is a pointer to b.
@@ -117,7 +117,7 @@ func Strings(list []string) Arg {
 }
 
 // Out is a pointer to size zeroed bytes that the call fills.
-func Out(size int) Arg { return Arg{Kind: KindOut, Size: size} }
+func Out(size int) Arg { return Arg{Kind: KindOut, Size: int32(size)} }
 
 // Null is the null pointer.
 var Null = Arg{}
