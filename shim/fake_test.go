@@ -128,11 +128,15 @@ func (c *fakeContainer) Checkpoint(_ context.Context, cfg container.Checkpoint) 
 }
 
 func (c *fakeContainer) Pids() ([]int, error) {
-	pids := []int{c.main.Pid()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, p := range c.execs {
-		pids = append(pids, p.Pid())
+	var pids []int
+	for _, p := range append([]*fakeProcess{c.main}, c.execs...) {
+		select {
+		case <-p.ended:
+		default:
+			pids = append(pids, p.Pid())
+		}
 	}
 	return pids, nil
 }
@@ -167,7 +171,8 @@ func (c *fakeContainer) Delete(context.Context) error {
 type fakeProcess struct {
 	want     int
 	startErr error
-	endEarly bool // the process has ended before Start returns
+	endEarly bool          // the process has ended before Start returns
+	starts   chan struct{} // if not nil, Start waits for what comes by it
 
 	mu     sync.Mutex
 	pid    int
@@ -191,6 +196,9 @@ func (p *fakeProcess) Pid() int {
 }
 
 func (p *fakeProcess) Start(context.Context) error {
+	if p.starts != nil {
+		<-p.starts
+	}
 	if p.startErr != nil {
 		return p.startErr
 	}

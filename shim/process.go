@@ -58,8 +58,9 @@ type process struct {
 	exit  container.Exit
 	done  chan struct{}
 
-	inputClosed bool // by CloseIO, maybe before there was io
-	restoring   bool // by criu, at the start; until then there is no process
+	starting    chan struct{} // closed when the start that is under way is over; nil if none is
+	inputClosed bool          // by CloseIO, maybe before there was io
+	restoring   bool          // by criu, at the start; until then there is no process
 }
 
 func (p *process) id() string {
@@ -99,6 +100,7 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	if s, _, _ := p.snapshot(); s != created {
 		return 0, precondition("cannot start a %s process", s)
 	}
+	defer p.startsNow()()
 	if p.execID != "" {
 		return p.startExec(ctx)
 	}
@@ -121,6 +123,37 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	p.mu.Unlock()
 	p.c.s.events.send(topicStart, &eventsapi.TaskStart{ContainerID: p.c.id, Pid: uint32(pid)})
 	return pid, nil
+}
+
+// startsNow has those wait who ask what the process's state is, until what it returns is called.
+func (p *process) startsNow() (over func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	starting := make(chan struct{})
+	p.starting = starting
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.starting = nil
+		close(starting)
+	}
+}
+
+// awaitStart waits for a start that is under way. Who was cut off from one by a restart of containerd asks for the state to
+// know whether it has to start the process, and is not to hear that it is only created.
+func (p *process) awaitStart(ctx context.Context) error {
+	p.mu.Lock()
+	starting := p.starting
+	p.mu.Unlock()
+	if starting == nil {
+		return nil
+	}
+	select {
+	case <-starting:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // restored takes note of the process that there is now.

@@ -298,9 +298,12 @@ func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*emp
 	return empty, nil
 }
 
-func (s *service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	p, err := s.find(r.ID, r.ExecID)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.awaitStart(ctx); err != nil {
 		return nil, err
 	}
 	_, pid, exit := p.snapshot()
@@ -351,9 +354,9 @@ func (s *service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	if err != nil {
 		return nil, fmt.Errorf("list the processes of container %s: %w", r.ID, err)
 	}
-	if st, pid, _ := c.init.snapshot(); len(pids) == 0 && st == stopped {
+	if _, pid, _ := c.init.snapshot(); len(pids) == 0 && pid != 0 {
 		// Like a process that nobody has waited for. A containerd that starts again forgets a task, and its
-		// exit status with it, that has no processes.
+		// exit status with it, that has no processes; also one whose end is still to be told, after its output.
 		pids = []int{pid}
 	}
 	execs := make(map[int]string)

@@ -291,6 +291,75 @@ func TestEventOrder(t *testing.T) {
 	}
 }
 
+// What a client asks that was cut off from a start by a restart of containerd: whether it has to start the process.
+func TestTheStateDuringAStartIsThatAfterIt(t *testing.T) {
+	h := newHarness(t)
+	c := h.create("c")
+	c.main.starts = make(chan struct{})
+	started := make(chan error, 1)
+	go func() {
+		_, err := h.task.Start(h.ctx, &taskapi.StartRequest{ID: "c"})
+		started <- err
+	}()
+	p, err := h.svc.find("c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the start is under way", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.starting != nil
+	})
+	state := make(chan task.Status, 1)
+	go func() { state <- h.status("c", "") }()
+	short, cancel := context.WithTimeout(h.ctx, 50*time.Millisecond)
+	defer cancel()
+	if r, err := h.task.State(short, &taskapi.StateRequest{ID: "c"}); err == nil {
+		t.Errorf("who does not wait so long is told %s", r.Status)
+	}
+	select {
+	case s := <-state:
+		t.Errorf("during the start it is %s", s)
+	default:
+	}
+	c.main.starts <- struct{}{}
+	if s := <-state; s != task.Status_RUNNING {
+		t.Error(s)
+	}
+	if err := <-started; err != nil {
+		t.Error(err)
+	}
+}
+
+// A containerd that starts again takes a shim whose container has no processes for a leftover, and ends it: from a process's end
+// on, before that is told, there has to be one.
+func TestAContainerHasAProcessUntilItIsDeleted(t *testing.T) {
+	h := newHarness(t)
+	c := h.create("c")
+	h.start("c", "")
+	want := func(when string) {
+		t.Helper()
+		r, err := h.task.Pids(h.ctx, &taskapi.PidsRequest{ID: "c"})
+		if err != nil || len(r.Processes) != 1 || r.Processes[0].Pid != 1001 {
+			t.Errorf("%s: %v, %v", when, r, err)
+		}
+	}
+	want("running")
+	p, err := h.svc.find("c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.op.Lock() // as while output is waited for
+	c.main.end(0)
+	if s := h.status("c", ""); s != task.Status_RUNNING {
+		t.Fatal(s)
+	}
+	want("ended, and not yet told so")
+	p.op.Unlock()
+	h.wait("c", "")
+	want("stopped")
+}
+
 func TestCreatedIsDeleted(t *testing.T) {
 	h := newHarness(t)
 	h.create("c")
