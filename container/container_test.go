@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -247,6 +248,29 @@ func TestAContextThatEndsUndoesACreation(t *testing.T) {
 	}
 	if _, err := os.Stat("/sys/fs/cgroup/memory" + spec.Linux.CgroupsPath); err == nil {
 		t.Error("the cgroup is still there")
+	}
+}
+
+// overSilently is a context that is over, of which no call takes notice: as one that ends just when the answer to the last call is there.
+type overSilently struct{ context.Context }
+
+func (overSilently) Done() <-chan struct{} { return nil }
+func (overSilently) Err() error            { return context.Canceled }
+
+func TestACreationWhoseContextEndsWithItsLastCallIsUndone(t *testing.T) {
+	r := testRuntime(t)
+	dir, spec := bundle(t), defaultSpec(t, "true")
+	c, err := r.Create(overSilently{context.Background()}, Config{ID: "c", Bundle: dir, Spec: spec})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if c != nil {
+		c.Init.Close()
+		c.Delete(context.Background())
+	}
+	left, err := filepath.Glob("/sys/fs/cgroup/*" + spec.Linux.CgroupsPath)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
 	}
 }
 
