@@ -19,7 +19,7 @@ type builder struct {
 const maxSteps = 1 << 17
 
 // stepsAMount is what a bind mount takes. A long list that grows as it goes is memory that a new shim has yet to get, page by page.
-const stepsAMount = 24
+const stepsAMount = 20
 
 func newBuilder(steps int) *builder {
 	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}

@@ -235,16 +235,15 @@ func (c *compiler) freshOld(fstype, source string, o *mountOptions, t target) {
 	if ms&unix.MS_RDONLY != 0 && (fstype == "tmpfs" || t.path == "dev") {
 		ms, late = ms&^unix.MS_RDONLY, true
 	}
-	c.find(t, call.Null, func(dir call.Arg) int {
-		c.do(call.Fchdir(dir))
-		data := o.data
-		if label := c.context(fstype, data); label != "" {
-			// In quotes, for the commas in it.
-			data = append(data[:len(data):len(data)], `context="`+label+`"`)
-		}
-		c.do(call.Mount(source, ".", fstype, ms, strings.Join(data, ",")))
-		return c.close(dir)
-	})
+	dir := c.find(t, call.Null)
+	c.do(call.Fchdir(dir))
+	data := o.data
+	if label := c.context(fstype, data); label != "" {
+		// In quotes, for the commas in it.
+		data = append(data[:len(data):len(data)], `context="`+label+`"`)
+	}
+	c.do(call.Mount(source, ".", fstype, ms, strings.Join(data, ",")))
+	c.close(dir)
 	if len(o.propagation) == 0 && !late {
 		return
 	}
@@ -261,10 +260,9 @@ func (c *compiler) freshOld(fstype, source string, o *mountOptions, t target) {
 
 // attach puts a detached mount on its target, making that if need be.
 func (c *compiler) attach(mnt call.Arg, t target) {
-	c.find(t, mnt, func(at call.Arg) int {
-		c.moveMount(mnt, at)
-		return c.close(at)
-	})
+	at := c.find(t, mnt)
+	c.moveMount(mnt, at)
+	c.close(at)
 }
 
 func resolution(t target) uint64 {
@@ -274,18 +272,15 @@ func resolution(t target) uint64 {
 	return inRoot
 }
 
-// find opens a mount's target, making it if it is not there, and has use mount
-// something on it. use is asked twice, for the two ways; it closes what it is given, as its last step.
-func (c *compiler) find(t target, mnt call.Arg, use func(at call.Arg) int) {
+// find opens a mount's target, making it if it is not there. It is opened once more when it is known to be there, so that
+// what follows is the same steps for both ways: of many mounts most of the time goes into making up and passing on steps.
+func (c *compiler) find(t target, mnt call.Arg) call.Arg {
 	flags, resolve := oPath, resolution(t)
 	if t.kind == ordinary {
 		flags = oDir
 	}
-	open := func(p call.Policy) int { return c.try(call.Openat2(c.root, t.path, flags, 0, resolve), p) }
-
-	there := open(mayBeMissing)
+	there := c.try(call.Openat2(c.root, t.path, flags, 0, resolve), mayBeMissing)
 	at := call.ResultOf(there)
-	c.guardProc(at, t)
 	if t.oldMode && mnt.Kind != call.KindInt {
 		st := c.do(call.Statx(at, "", unix.AT_EMPTY_PATH, unix.STATX_MODE))
 		chmod := call.Fchmodat(mnt, ".", 0)
@@ -293,7 +288,7 @@ func (c *compiler) find(t target, mnt call.Arg, use func(at call.Arg) int) {
 		chmod.Args[2].Form = call.FormOctal
 		c.do(chmod)
 	}
-	end := use(at)
+	end := c.close(at)
 	c.errHere(there)
 
 	dir, name := path.Split(t.path)
@@ -304,10 +299,10 @@ func (c *compiler) find(t target, mnt call.Arg, use func(at call.Arg) int) {
 		c.try(call.Mkdirat(parent, name, 0o755), mayExist)
 	}
 	c.closeUnless(parent, c.root)
-	at = call.ResultOf(open(call.Stop))
-	c.guardProc(at, t)
-	use(at)
 	c.okHere(end)
+	at = call.ResultOf(c.do(call.Openat2(c.root, t.path, flags, 0, resolve)))
+	c.guardProc(at, t)
+	return at
 }
 
 // guardProc stops if at is of a procfs, wherever that is mounted and however the path led there.

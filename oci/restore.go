@@ -75,7 +75,7 @@ func (c *compiler) targets() {
 		} else {
 			filled = append(filled, t.path)
 		}
-		c.find(t, source, func(at call.Arg) int { return c.close(at) })
+		c.close(c.find(t, source))
 		if o.bind {
 			c.close(source)
 		}
