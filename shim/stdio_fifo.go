@@ -48,8 +48,7 @@ func openInput(path string, ours bool) (*inputFifo, *os.File, error) {
 	return in, os.NewFile(uintptr(probe), path), nil
 }
 
-// keep opens the hold, before the process can read, unless a client has come and gone: the kernel reports a
-// hang-up only if there was a writer since the fifo was opened for reading.
+// keep opens the hold, before the process can read, unless a client has come and gone.
 func (in *inputFifo) keep() (err error) {
 	if in == nil {
 		return nil
@@ -67,6 +66,8 @@ func (in *inputFifo) keep() (err error) {
 	return err
 }
 
+// hungUp says whether a pipe has no writer, and has had one: the kernel reports a hang-up only if there was a
+// writer since it was opened for reading.
 func hungUp(r int) bool {
 	fds := []unix.PollFd{{Fd: int32(r)}}
 	for {
@@ -199,18 +200,22 @@ func (out *outputFifo) release() {
 }
 
 // look keeps a writer if nobody but us reads, and none if somebody does. To see which, our own reader has to go for
-// a moment; who is left behind by the process, and writes just then, with no client there, may get a SIGPIPE for it.
+// a moment, in which who writes gets a SIGPIPE. So it stays as long as what the process has left behind can write; then that
+// is the writer that a reader finds. Nobody but those who have the fifo from the process can open it in a container.
 func (out *outputFifo) look() {
-	w := out.writer
-	if w < 0 {
-		var err error
-		if w, err = openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK); err != nil {
-			return
-		}
+	if out.writer >= 0 {
+		unix.Close(out.writer)
+		out.writer = -1
+	}
+	if !hungUp(out.hold) {
+		return
+	}
+	w, err := openFD(fmt.Sprintf("/proc/self/fd/%d", out.hold), unix.O_WRONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return
 	}
 	unix.Close(out.hold)
 	read := hasReader(w)
-	var err error
 	if out.hold, err = openFD(fmt.Sprintf("/proc/self/fd/%d", w), unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
 		out.hold = -1
 	}

@@ -246,6 +246,62 @@ func TestFifoReaderRestartsAfterTheExit(t *testing.T) {
 	pio.close()
 }
 
+// What a process leaves behind may write when its init has ended and no client reads: until it is gone it has a reader, the shim.
+func TestWhatAProcessLeavesBehindCanWriteWhileNobodyReads(t *testing.T) {
+	noLeak(t)
+	path := mkfifo(t, t.TempDir(), "out")
+	r := readFifo(t, path)
+	out, left, err := openOutput(testContext(t), path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	out.mu.Lock()
+	stop, written := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			// One that is full has a reader as well.
+			if _, err := unix.Write(int(left.Fd()), []byte("x")); err != nil && err != unix.EAGAIN {
+				written <- err
+				return
+			}
+			select {
+			case <-stop:
+				written <- nil
+				return
+			default:
+			}
+		}
+	}()
+	if err := unix.SetNonblock(int(left.Fd()), true); err != nil {
+		t.Fatal(err)
+	}
+	for range 20000 {
+		out.look()
+	}
+	close(stop)
+	if err := <-written; err != nil {
+		t.Errorf("write: %v", err)
+	}
+	if out.writer >= 0 {
+		t.Error("the shim is a writer though there is one")
+	}
+	left.Close()
+	if out.look(); out.writer < 0 {
+		t.Error("a reader that comes would find no writer")
+	}
+	r = readFifo(t, path)
+	if out.look(); out.writer >= 0 {
+		t.Error("the reader finds no end")
+	}
+	out.mu.Unlock()
+	if data, err := io.ReadAll(r); err != nil || len(data) == 0 || strings.Trim(string(data), "x") != "" {
+		t.Errorf("read %d bytes, %v", len(data), err)
+	}
+	r.Close()
+	out.close()
+}
+
 func TestFifoWithoutReader(t *testing.T) {
 	noLeak(t)
 	out := mkfifo(t, t.TempDir(), "out")
