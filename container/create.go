@@ -172,6 +172,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 		return err
 	case oci.HostRootfs:
 		return k.c.mountHostRootfs(ctx, r, s)
+	case oci.LoopAttach:
+		return r.attachLoop(ctx, s)
 	case oci.RdtCreate:
 		return hostResctrl.create(argString(s.Args[0]), s.Args[1].Int != 0, argString(s.Args[2]), argString(s.Args[3]))
 	case oci.MoveNetDevice:

@@ -28,6 +28,8 @@ type run struct {
 
 	value int64 // the result of the step of the shim's that is being done
 
+	loops []*os.File // devices that are being mounted
+
 	injection injected
 }
 
@@ -64,6 +66,7 @@ func (r *run) through(ctx context.Context, end int) error {
 		if err := r.do(ctx, from, r.next, r.steps.Do); err != nil {
 			return err
 		}
+		r.leaveLoops()
 	}
 	return nil
 }
@@ -250,6 +253,7 @@ func (r *run) passStdio(ctx context.Context, stdio Stdio) error {
 
 // abandon kills the child, if there is one.
 func (r *run) abandon(ctx context.Context) error {
+	r.leaveLoops()
 	if r.task == nil {
 		return nil
 	}

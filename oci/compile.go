@@ -67,6 +67,7 @@ type compiler struct {
 	nodes      map[string]call.Arg // clones of the host's devices
 	idmaps     map[idmap]call.Arg  // user namespaces for idmapped mounts
 	idmapOrder []idmap             // their keys
+	devices    map[int]call.Arg    // root file systems on block devices, which the parent has made
 }
 
 // Compile makes the Plan of a container.

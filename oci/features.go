@@ -116,7 +116,7 @@ func knownMountOptions() []string {
 	slices.Sort(list)
 	return slices.DeleteFunc(list, func(name string) bool {
 		o := parseOptions([]string{name})
-		return o.refused != "" || len(o.data) > 0
+		return o.loop || len(o.data) > 0
 	})
 }
 

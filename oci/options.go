@@ -27,7 +27,7 @@ type mountOptions struct {
 
 	uidmap, gidmap string // containerd's
 
-	refused string // an option that is not supported
+	loop bool // of a file, by a loop device; of a root file system's mount
 }
 
 type propagation struct {
@@ -172,7 +172,7 @@ func (o *mountOptions) parse(s string) {
 	case "remount":
 		o.remount = true
 	case "loop":
-		o.refused = s
+		o.loop = true
 	default:
 		// containerd's own, of a root file system's mount. As a file system's they would fail anyway.
 		switch k, v, _ := strings.Cut(s, "="); k {

@@ -45,6 +45,7 @@ const (
 	RdtCreate     = "rdt.create"    // make the resctrl class argument 0, if argument 1 is not 0, with the schemata argument 2 and the monitoring group argument 3
 	RdtJoin       = "rdt.join"      // move the child into the resctrl class argument 0 and its monitoring group argument 1
 	HostRootfs    = "rootfs.host"   // mount the child's or parent's detached mount argument 0 at the bundle's rootfs, on the host
+	LoopAttach    = "loop"          // set up a loop device of the file argument 0, with the LO_FLAGS_* argument 1; its number is the result
 	RunHook       = "hook"          // run the hook of index argument 0 in Hooks; the rest is to be read
 )
 
@@ -85,9 +86,23 @@ type Plan struct {
 	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
 	Lookup   Lookup
 
+	Loops    []Loop          // what is mounted by loop devices
 	Hooks    []Hook          // what RunHook steps run
 	Seccomp  *seccomp.Filter // what linux.seccomp became; nil if it is not there
 	Warnings []string        // what was left out because this kernel or runtime does not know it, as the specification allows
+}
+
+// A Loop is a file system on a loop device, which is not known before it is there: the value that the fsconfig of step
+// Source sets is to be the device of the number that step Attach, a LoopAttach, results in.
+type Loop struct{ Attach, Source int }
+
+// SetLoop gives the file system that step attach has set up a loop device for its source.
+func (p *Plan) SetLoop(attach int, device string) {
+	for _, l := range p.Loops {
+		if l.Attach == attach {
+			p.Steps[l.Source].Args[3] = call.String(device)
+		}
+	}
 }
 
 // Lookup is the search for the program to run. Every candidate path has a

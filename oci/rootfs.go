@@ -93,7 +93,7 @@ func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 		c.try(call.Mkdirat(call.CWD, mounted, 0o711), mayExist)
 		for i := range c.req.Rootfs {
 			c.at(item("rootfs", i), c.req.Rootfs[i].Source)
-			if err := c.rootMount(&c.req.Rootfs[i], mounted); err != nil {
+			if err := c.rootMount(i, mounted); err != nil {
 				return dir, false, err
 			}
 		}
@@ -136,11 +136,9 @@ func (c *compiler) openShared() {
 }
 
 // rootMount does one mount of the create request.
-func (c *compiler) rootMount(m *Mount, mounted string) error {
+func (c *compiler) rootMount(i int, mounted string) error {
+	m := &c.req.Rootfs[i]
 	o := parseOptions(m.Options)
-	if o.refused != "" {
-		return notYet(c.why + ".options: " + o.refused)
-	}
 	if o.remount || o.copyUp || o.idmap {
 		return invalid(c.why+".options", "not those of a root file system")
 	}
@@ -153,9 +151,31 @@ func (c *compiler) rootMount(m *Mount, mounted string) error {
 			return notYet(c.why + ".options: " + s + ", which is containerd's mount manager's")
 		}
 	}
+	for _, prefix := range []string{"format/", "mkfs/", "mkdir/"} {
+		if strings.HasPrefix(m.Type, prefix) {
+			return notYet(c.why + ".type: " + m.Type + ", which is containerd's mount manager's")
+		}
+	}
 	idmapped, err := rootMap(c.why, &o)
 	if err != nil {
 		return err
+	}
+	if o.loop && (o.bind || !path.IsAbs(m.Source)) {
+		return invalid(c.why+".options", "loop is for the file system in a file of an absolute path")
+	}
+	if m.ofDevice(&o) {
+		if idmapped != nil {
+			return notYet(c.why + ".options: uidmap of a " + m.Type)
+		}
+		mnt, made := c.devices[i]
+		if !made {
+			mnt = c.deviceMount(m, o)
+		}
+		at := c.openTarget(m, mounted)
+		c.moveMount(mnt, at)
+		c.close(at)
+		c.close(mnt)
+		return nil
 	}
 	if o.bind {
 		f := uint(treeClone)

@@ -19,7 +19,8 @@ import (
 // nowhere yet. Then it clones the child into all the new namespaces at once, so that they belong to the new user namespace, and goes
 // away. The child has the parent's descriptors and, as its own copy, its mounts.
 //
-// A time namespace that is new is entered by a child of the process that made it and set its clocks, so it has a parent too.
+// A time namespace that is new is entered by a child of the process that made it and set its clocks, so it has a parent too. So
+// has a root file system on a block device, see blockdev.go.
 
 func hasUserNS(spec *specs.Spec) bool {
 	n := namespacesOf(spec)
@@ -29,7 +30,8 @@ func hasUserNS(spec *specs.Spec) bool {
 // parent is what the parent does.
 func (c *compiler) parent() error {
 	user, time := c.ns.has(specs.UserNamespace), c.ns.has(specs.TimeNamespace)
-	if !user && !time {
+	devices := c.onDevices()
+	if !user && !time && !devices {
 		return nil
 	}
 	flags, joins := 0, 0
@@ -48,6 +50,9 @@ func (c *compiler) parent() error {
 	c.do(call.Umask(0))
 	if c.ns.isNew(specs.TimeNamespace) {
 		c.newTime()
+	}
+	if devices {
+		c.openDevices()
 	}
 	userns := c.parentJoins(user)
 	if !user {

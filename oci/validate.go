@@ -182,8 +182,8 @@ func validateMount(m *specs.Mount, field string) error {
 		return invalid(field+".source", "not a path")
 	case strings.IndexByte(m.Type, 0) >= 0 || len(m.Type) > 255:
 		return invalid(field+".type", "not a type of file system")
-	case o.refused != "":
-		return notYet(field + ".options: " + o.refused)
+	case o.loop:
+		return notYet(field + ".options: loop")
 	case o.uidmap != "" || o.gidmap != "":
 		return invalid(field+".options", "uidmap and gidmap are a root file system's")
 	case slices.ContainsFunc(m.Options, func(s string) bool { return strings.IndexByte(s, 0) >= 0 }):

@@ -207,13 +207,15 @@ func TestRequestsAreChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Request){
-		"id":                        func(r *Request) { r.ID = "" },
-		"bundle":                    func(r *Request) { r.Bundle = "rel" },
-		"rootfs[0].type":            func(r *Request) { r.Rootfs[0].Type = "" },
-		"rootfs[0].source":          func(r *Request) { r.Rootfs[0].Source = "\x00" },
-		"rootfs[0].options":         func(r *Request) { r.Rootfs[0].Options = []string{strings.Repeat("x", 5000)} },
-		"rootfs[0].options: gidmap": func(r *Request) { r.Rootfs[0].Options = []string{"uidmap=0:1:2"} },
-		"rootfs[0].options: uidmap": func(r *Request) { r.Rootfs[0].Options = []string{"uidmap=0:1:2:3", "gidmap=0:1:2"} },
+		"id":                             func(r *Request) { r.ID = "" },
+		"bundle":                         func(r *Request) { r.Bundle = "rel" },
+		"rootfs[0].type":                 func(r *Request) { r.Rootfs[0].Type = "" },
+		"rootfs[0].source":               func(r *Request) { r.Rootfs[0].Source = "\x00" },
+		"rootfs[0].options":              func(r *Request) { r.Rootfs[0].Options = []string{strings.Repeat("x", 5000)} },
+		"rootfs[0].options: loop is for": func(r *Request) { r.Rootfs[0] = Mount{Type: "ext4", Source: "img", Options: []string{"loop"}} },
+		"rootfs[0].options: loop is":     func(r *Request) { r.Rootfs[0] = Mount{Type: "bind", Source: "/img", Options: []string{"loop", "bind"}} },
+		"rootfs[0].options: gidmap":      func(r *Request) { r.Rootfs[0].Options = []string{"uidmap=0:1:2"} },
+		"rootfs[0].options: uidmap":      func(r *Request) { r.Rootfs[0].Options = []string{"uidmap=0:1:2:3", "gidmap=0:1:2"} },
 	} {
 		req := request()
 		change(&req)
@@ -222,9 +224,10 @@ func TestRequestsAreChecked(t *testing.T) {
 		}
 	}
 	for name, m := range map[string]Mount{
-		"rootfs[0].options: loop":   {Type: "ext4", Source: "/img", Options: []string{"loop"}},
-		"rootfs[0].options: uidmap": {Type: "ext4", Options: []string{"uidmap=0:1:2", "gidmap=0:1:2"}},
-		"rootfs[0].type: fuse.x":    {Type: "fuse.x"},
+		"rootfs[0].type: format/overlay, which is containerd's": {Type: "format/overlay", Source: "overlay"},
+		"rootfs[0].type: mkfs/ext4, which is containerd's":      {Type: "mkfs/ext4", Source: "/img", Options: []string{"loop"}},
+		"rootfs[0].options: uidmap":                             {Type: "ext4", Options: []string{"uidmap=0:1:2", "gidmap=0:1:2"}},
+		"rootfs[0].type: fuse.x":                                {Type: "fuse.x"},
 	} {
 		req := request()
 		req.Rootfs = []Mount{m}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 )
 
@@ -33,9 +34,11 @@ type Env struct {
 	Ctx context.Context
 	// RuntimeOptions are those of the containers made from here on, a message of a runtime's options type.
 	RuntimeOptions any
-	before         Snapshot
-	logged         int
-	may            []string
+	// NoSnapshot says that containers made from here on have no snapshot in the end: who creates the task gives it a root file system.
+	NoSnapshot bool
+	before     Snapshot
+	logged     int
+	may        []string
 }
 
 // New begins a test: at its end, everything that was not there now is a leak,
@@ -149,5 +152,15 @@ func (e *Env) TryContainer(id string, args []string, opts ...oci.SpecOpts) (*Con
 	}
 	c := &Container{Env: e, Container: record}
 	e.Cleanup(c.remove)
-	return c, nil
+	if e.NoSnapshot {
+		// The snapshot was needed for the spec: users are looked up in it.
+		err = record.Update(e.Ctx, func(_ context.Context, _ *client.Client, r *containers.Container) error {
+			r.SnapshotKey = ""
+			return nil
+		})
+		if err == nil {
+			err = e.Client.SnapshotService("overlayfs").Remove(e.Ctx, id)
+		}
+	}
+	return c, err
 }

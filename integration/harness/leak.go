@@ -32,6 +32,7 @@ func (d *Daemon) Snapshot() Snapshot {
 	}
 	d.processes(s)
 	d.files(s)
+	d.loops(s)
 	if d.CRI != nil {
 		d.network(s)
 	}
@@ -62,6 +63,16 @@ func (d *Daemon) Leaks(before Snapshot, patience time.Duration, but ...string) [
 			return more
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// loops adds the loop devices whose files are those of a test, by the directories that tests make, or the daemon's.
+func (d *Daemon) loops(s Snapshot) {
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, name := range names {
+		if file, err := os.ReadFile(name); err == nil && (strings.HasPrefix(string(file), d.Dir) || strings.HasPrefix(string(file), filepath.Join(os.TempDir(), "Test"))) {
+			s[fmt.Sprintf("loop device %s of %s", strings.Split(name, "/")[3], strings.TrimSpace(string(file)))] = true
+		}
 	}
 }
 

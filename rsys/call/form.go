@@ -46,4 +46,5 @@ const (
 	FormIoprio
 	FormPersonality
 	FormMempolicy
+	FormLoop
 )
