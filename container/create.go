@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -64,7 +65,7 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{Warnings: plan.Warnings, containerState: containerState{
+	c := &Container{Warnings: slices.Concat(plan.Warnings, cg.NoEffect()), containerState: containerState{
 		runtime: r, id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, cgroup: cg, seccomp: plan.Seccomp, isolation: isolation}}
 	run := &run{plan: plan, injection: injection(cfg.Spec, "create")}
 	c.keepPoststop(run)
