@@ -101,10 +101,9 @@ func (c *compiler) hostRoot() (dir call.Arg, isMount bool, err error) {
 	}
 	root := c.rootPath()
 	c.at("root.path", root)
-	if len(c.req.Rootfs) > 0 && path.Clean(root) == mounted {
-		return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0))), true, nil
-	}
-	return call.ResultOf(c.do(call.Openat(call.CWD, root, oDir, 0))), false, nil
+	// A link in its place is refused, as by runc.
+	dir = call.ResultOf(c.do(call.Openat(call.CWD, root, oDir|unix.O_NOFOLLOW, 0)))
+	return dir, len(c.req.Rootfs) > 0 && path.Clean(root) == mounted, nil
 }
 
 // showOnHost gives the shim a copy of the root file system's mounts, which it alone can put into the host's table.
