@@ -27,6 +27,13 @@ var (
 
 func born(_ *specs.Spec, r *Request) { r.Born = true }
 
+// The configs of Docker were taken from bundles of dockerd 28.5.2 and 20.10.24, with the paths that Docker has on a host; the one for
+// systemd is of "docker run --cgroupns private --tmpfs /run --tmpfs /run/lock --tmpfs /tmp --cap-add SYS_ADMIN
+// --security-opt seccomp=unconfined --security-opt writable-cgroups=true --stop-signal SIGRTMIN+3".
+//
+// dockers is how Docker asks: it mounts the root file system itself, and root.path says where.
+func dockers(_ *specs.Spec, r *Request) { r.Rootfs = nil }
+
 func overlay() []Mount {
 	return []Mount{{Type: "overlay", Source: "overlay", Options: []string{
 		"index=off", "workdir=/snapshots/8/work", "upperdir=/snapshots/8/fs", "lowerdir=/snapshots/7/fs:/snapshots/6/fs"}}}
@@ -64,6 +71,11 @@ var golden = []struct {
 	{plan: "cri-container", host: hostV2},
 	{plan: "cri-container-v1", spec: "cri-container", host: hostV1},
 	{plan: "cri-shared-pid-bidirectional", host: hostV1},
+	{plan: "cri-many-mounts", host: hostV2},
+	{plan: "docker", host: hostV1, change: dockers},
+	{plan: "docker-20.10", host: hostV1, change: dockers},
+	{plan: "docker-systemd", host: hostV1, change: dockers},
+	{plan: "docker-systemd-v2", spec: "docker-systemd", host: hostV2, change: dockers},
 	{plan: "nerdctl", host: hostV1},
 	{plan: "nerdctl-v2", spec: "nerdctl", host: hostV2},
 	{plan: "nerdctl-hooks", spec: "nerdctl", host: hostV1, change: func(s *specs.Spec, _ *Request) { s.Hooks = allHooks() }},

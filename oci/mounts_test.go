@@ -2,6 +2,7 @@ package oci
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -98,6 +99,9 @@ func TestEveryPathOfTheContainerIsOpenedBelowItsRoot(t *testing.T) {
 		}
 		entered := index(t, p, "pivot_root")
 		host := []string{req.Bundle, "/snapshots", "overlay", "/sys/fs/cgroup", "/proc/kcore", "/proc/self/fd"}
+		if path.IsAbs(spec.Root.Path) {
+			host = append(host, spec.Root.Path)
+		}
 		for _, m := range spec.Mounts {
 			if m.Type == "bind" {
 				host = append(host, m.Source)
