@@ -2,7 +2,10 @@ package oci
 
 import (
 	"encoding/json"
+	"os"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -83,5 +86,66 @@ func TestFeaturesAreReadAsTheyWereWritten(t *testing.T) {
 	}
 	if f.Linux == nil || len(f.Hooks) != 6 || f.Linux.MountExtensions.IDMap.Enabled == nil {
 		t.Errorf("got %s", data)
+	}
+}
+
+// fixed is a host that has everything, so that what is told of it changes with the code alone.
+var fixed = Host{Kernel: kernel(6, 18), LastCap: 40, AppArmor: true, SELinux: true, Resctrl: true, CgroupV2: true}
+
+func TestTheFeaturesOfAHostAreTheGoldenOnes(t *testing.T) {
+	f := Features(fixed)
+	f.Linux.Seccomp.Archs = nil // they are another architecture's on another machine
+	got, err := json.MarshalIndent(f, "", "\t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const file = "testdata/features.golden.json"
+	if *update {
+		if err := os.WriteFile(file, append(got, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got)+"\n" != string(want) {
+		t.Errorf("not as in %s (go test ./oci -update writes it anew):\n%s", file, firstDifference(string(got)+"\n", string(want)))
+	}
+}
+
+// Each field of the specification's structure is told of, or is here with the reason why not.
+func TestEveryFeatureIsTold(t *testing.T) {
+	untold := map[string]string{
+		"annotations": "none is needed: they are for what the structure has no field for",
+	}
+	data, err := json.Marshal(Features(fixed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told map[string]any
+	if err := json.Unmarshal(data, &told); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, path := range leaves(reflect.TypeFor[features.Features](), "") {
+		seen[path] = true
+		var at any = told
+		for name := range strings.SplitSeq(path, ".") {
+			m, _ := at.(map[string]any)
+			at = m[name]
+		}
+		if there := at != nil; there == (untold[path] != "") {
+			t.Errorf("%s: told %v, reason why not %q", path, there, untold[path])
+		}
+	}
+	for path := range untold {
+		if !seen[path] {
+			t.Errorf("the specification has no %s", path)
+		}
+	}
+	if len(seen) < 25 {
+		t.Errorf("only %d fields", len(seen))
 	}
 }
