@@ -196,8 +196,10 @@ func (in *inputStream) from(s *stream) bool {
 	defer stop()
 	window := 0
 	for {
-		if window < streamBuffer {
-			if err := s.sendUpdate(streamWindow - window); err != nil {
+		// Not before all has come that the last one allowed. A client that has sent its last closes the connection, and an update
+		// that then fails ends ours, with what is still unread in it.
+		if window <= 0 {
+			if err := s.sendUpdate(streamWindow); err != nil {
 				return false
 			}
 			window = streamWindow

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		if !strings.Contains(cfg.Containerd, "containerd-1.") {
 			cfg.CRI.Handlers = append(cfg.CRI.Handlers, harness.Handler{
 				Name: pauseless, Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true",
+			}, harness.Handler{
+				Name: streamed, Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true\nio_type = 'streaming'",
 			})
 		}
 		daemon, err = harness.Start(cfg)

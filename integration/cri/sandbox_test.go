@@ -14,8 +14,8 @@ import (
 	"github.com/rsys-io/rsys/integration/harness"
 )
 
-// pauseless is the handler whose pods have no pause container.
-const pauseless = "pauseless"
+// Handlers whose pods have no pause container, and whose streams are the shim's.
+const pauseless, streamed = "pauseless", "streamed"
 
 // startPauseless begins a test with a pod that has no pause container, not yet run.
 func startPauseless(t *testing.T) *harness.Pod {

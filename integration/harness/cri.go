@@ -33,6 +33,9 @@ type Handler struct {
 	Options string
 }
 
+// DrainTimeout is how long CRI waits for the end of an exec's output after that of its process.
+const DrainTimeout = 2 * time.Second
+
 // networkName is the one in the configuration of CNI, and of its bridge.
 const networkName = "rsys-it"
 
@@ -90,6 +93,8 @@ func (d *Daemon) criTOML(level string) string {
 	p("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", filepath.Join(d.Dir, "opt"))
 	p("[plugins.'io.containerd.nri.v1.nri']\n  disable = true")
 	p("[plugins.'%s']\n  enable_unprivileged_ports = true\n  enable_unprivileged_icmp = true", runtime)
+	// How long an exec's output is waited for when its process has ended and another holds it. The default is for ever.
+	p("  drain_exec_sync_io_timeout = '%v'", DrainTimeout)
 	// A pause container's is lower than what we may set where this is missing.
 	if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); err == nil && has == 0 {
 		p("  restrict_oom_score_adj = true")
