@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,10 +31,66 @@ func TestAContainersEndIsTold(t *testing.T) {
 		if st.ExitCode != test.code || st.Reason != test.reason {
 			t.Errorf("%s: exit code %d, reason %q", test.script, st.ExitCode, st.Reason)
 		}
-		// CRI takes the time of the start when it has the answer to it: that can be after the end.
+		// CRI takes the time of the start when it has the answer to it (StartContainer of containerd's container_start.go, under any
+		// runtime), and that of the end from the shim: the start can be after the end.
 		if st.StartedAt < st.CreatedAt || st.FinishedAt < st.CreatedAt {
 			t.Errorf("%s: created at %d, started at %d, finished at %d", test.script, st.CreatedAt, st.StartedAt, st.FinishedAt)
 		}
+	}
+}
+
+func TestAContainersTimesAreInOrder(t *testing.T) {
+	p := start(t).Run()
+	before := time.Now().UnixNano()
+	c := p.Container(harness.Sleep()...)
+	running := c.Status() // so CRI has the time of the start
+	killed := time.Now().UnixNano()
+	c.Stop(0)
+	st, after := c.Wait(), time.Now().UnixNano()
+	for _, pair := range []struct {
+		name         string
+		first, later int64
+	}{
+		{"created after it was asked for", before, st.CreatedAt}, {"started after its creation", st.CreatedAt, st.StartedAt},
+		{"the start's time does not change", running.StartedAt, st.StartedAt}, {"killed after its start", st.StartedAt, killed},
+		{"finished after the kill", killed, st.FinishedAt}, {"finished before it was known", st.FinishedAt, after},
+	} {
+		if pair.first > pair.later || pair.first == 0 {
+			t.Errorf("%s: %d, %d", pair.name, pair.first, pair.later)
+		}
+	}
+}
+
+func TestAContainerIsStartedAgainAsTheNextAttempt(t *testing.T) {
+	p := start(t).Run()
+	volume := t.TempDir()
+	var last *harness.PodContainer
+	for attempt := range uint32(3) {
+		c := p.NewContainer(harness.Sh("echo again >> /volume/file; wc -l < /volume/file; exit 5")...)
+		c.Config.Metadata = &runtimeapi.ContainerMetadata{Name: "app", Attempt: attempt}
+		c.Config.LogPath = fmt.Sprintf("app/%d.log", attempt)
+		p.Must(os.MkdirAll(filepath.Dir(c.LogFile()), 0o755), "directory of the logs")
+		c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", HostPath: volume}}
+		c.Run()
+		if st := c.Wait(); st.ExitCode != 5 || st.Metadata.Attempt != attempt {
+			t.Errorf("attempt %d: %v", attempt, st)
+		}
+		if got := c.Output("stdout"); got != itoa(int(attempt)+1)+"\n" {
+			t.Errorf("attempt %d says %q", attempt, got)
+		}
+		// The kubelet keeps the last dead one.
+		if last != nil {
+			last.Remove()
+		}
+		last = c
+	}
+	again := p.NewContainer("true")
+	again.Config.Metadata = last.Config.Metadata
+	if err := again.TryCreate(); err == nil {
+		t.Error("the same attempt is taken twice")
+	}
+	if got := shims(); len(got) != 1 {
+		t.Errorf("%d shims", len(got))
 	}
 }
 

@@ -66,6 +66,18 @@ func TestARuntimeClass(t *testing.T) {
 			t.Errorf("the pod's annotation %s is %q, want %q", key, got, want)
 		}
 	}
+	// Neither is a limit of the pause container, nor set on the pod's cgroup: that is the kubelet's, which adds the overhead to it. containerd
+	// keeps the overhead for itself, and hands it to NRI.
+	if r := spec(p, p.ID).Linux.Resources; r.Memory != nil && r.Memory.Limit != nil || r.CPU == nil || r.CPU.Shares == nil || *r.CPU.Shares != 2 {
+		t.Errorf("the pause container's resources: %+v", r)
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil {
+		limit, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/memory", p.Config.Linux.CgroupParent, "memory.limit_in_bytes"))
+		p.Must(err, "the pod's limit")
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(limit)), 10, 64); err != nil || n < 1<<60 {
+			t.Errorf("the pod's cgroup, to which nobody has set a limit, has %s", limit)
+		}
+	}
 	if got := spec(p, c.ID).Annotations["io.rsys.isolation"]; got != "always" {
 		t.Errorf("the container's annotation is %q", got)
 	}
@@ -96,5 +108,52 @@ func TestThePodsLimitHoldsAllItsContainers(t *testing.T) {
 	}
 	if got := neighbour.Sh("echo lives"); got != "lives" {
 		t.Errorf("the neighbour: %q", got)
+	}
+}
+
+func TestAPodsResourcesAndOverheadAreUpdated(t *testing.T) {
+	if old() {
+		t.Skip("containerd 1.7 has no such request")
+	}
+	for name, start := range map[string]func(*testing.T) *harness.Pod{"with a pause container": start, "without one": startPauseless} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t).Run()
+			_, err := p.CRI.UpdatePodSandboxResources(p.Ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: p.ID,
+				Overhead: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 17 << 20}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 333}})
+			p.Must(err, "update")
+			st, err := p.CRI.PodSandboxStatus(p.Ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+			p.Must(err, "status")
+			var info struct {
+				Pid                 int
+				Overhead, Resources struct {
+					Linux runtimeapi.LinuxContainerResources
+				}
+			}
+			p.Must(json.Unmarshal([]byte(st.Info["info"]), &info), "info %s", st.Info)
+			if info.Pid == 0 || info.Overhead.Linux.MemoryLimitInBytes != 17<<20 || info.Resources.Linux.CpuShares != 333 {
+				t.Errorf("CRI tells %s", st.Info["info"])
+			}
+			if got := p.Container("echo", "next").Wait(); got.ExitCode != 0 {
+				t.Errorf("a container after it: %v", got)
+			}
+		})
+	}
+}
+
+// The kubelet takes its driver of cgroups from here. Of a runtime whose options are not of runc's type containerd does not know it, and looks
+// whether systemd runs.
+func TestTheNodesDriverOfCgroupsIsTold(t *testing.T) {
+	if old() {
+		t.Skip("containerd 1.7 does not tell it")
+	}
+	p := start(t)
+	got, err := p.CRI.RuntimeConfig(p.Ctx, &runtimeapi.RuntimeConfigRequest{})
+	p.Must(err, "runtime config")
+	want := runtimeapi.CgroupDriver_CGROUPFS
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		want = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	if got.GetLinux().GetCgroupDriver() != want {
+		t.Errorf("it is %v, want %v", got, want)
 	}
 }

@@ -203,13 +203,13 @@ func attach(t *testing.T, p *harness.Pod) {
 	}()
 	fmt.Fprintln(typed, "one")
 	p.Eventually("its answer", func() bool { return strings.Contains(out.String(), "got one\n") })
-	// A second one, by websocket, sees what comes from now on.
+	// A second one sees what comes from now on.
 	resp, err = p.CRI.Attach(p.Ctx, &runtimeapi.AttachRequest{ContainerId: c.ID, Stdout: true, Stderr: true})
 	p.Must(err, "attach")
 	var second, none harness.Buffer
 	ended2 := make(chan error, 1)
 	go func() {
-		ended2 <- byWebsocket(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &second, Stderr: &none})
+		ended2 <- bySPDY(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &second, Stderr: &none})
 	}()
 	p.Eventually("the second one sees it too", func() bool {
 		fmt.Fprintln(typed, "two")
@@ -234,6 +234,31 @@ func attach(t *testing.T, p *harness.Pod) {
 	}
 	if log := c.Output("stdout"); !strings.Contains(log, "got one\n") || !strings.Contains(log, "end of input") {
 		t.Errorf("the log has %q", log)
+	}
+}
+
+func TestAttachByWebsocket(t *testing.T) {
+	p := start(t).Run()
+	c := p.NewContainer(harness.Sh("read x; echo \"got $x\"; echo err >&2; exit 6")...)
+	c.Config.Stdin = true
+	c.Run()
+	resp, err := p.CRI.Attach(p.Ctx, &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
+	p.Must(err, "attach")
+	ctx, cancel := context.WithTimeout(p.Ctx, harness.Patience)
+	defer cancel()
+	in, typed := io.Pipe()
+	defer typed.Close()
+	var out, errs harness.Buffer
+	ended := make(chan error, 1)
+	go func() {
+		ended <- byWebsocket(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errs})
+	}()
+	go fmt.Fprintln(typed, "one")
+	if st := c.Wait(); st.ExitCode != 6 {
+		t.Errorf("it ended with %v", st)
+	}
+	if err := <-ended; err != nil || out.String() != "got one\n" || errs.String() != "err\n" {
+		t.Errorf("output %q, %q, %v", out.String(), errs.String(), err)
 	}
 }
 
