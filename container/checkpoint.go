@@ -36,8 +36,8 @@ type Checkpoint struct {
 	CgroupsMode         string   // criu's --manage-cgroups: ignore, soft, full, strict
 }
 
-// descriptorsFile has, in the images, what of the first process's standard files is not the container's own, in criu's
-// words, by number. It has runc's name and form. runc knows pipes only; of files and fifos it would pay no attention to the entries.
+// descriptorsFile has, in the images, what the first process's standard files are, by number. It has runc's name and form: what is to be
+// inherited at a restore has "pipe:" in its name. Here files and fifos from outside have too.
 const descriptorsFile = "descriptors.json"
 
 // What criu calls its logs, and what they are called in the bundle after a failure, as containerd's shim for runc has it.
@@ -68,9 +68,21 @@ func (c *Container) checkpoint(ctx context.Context, cfg Checkpoint) (err error) 
 	if err != nil {
 		return fmt.Errorf("checkpoint: images: %w", err)
 	}
+	before, err := os.ReadDir(cfg.Images)
+	if err != nil {
+		return fmt.Errorf("checkpoint: images: %w", err)
+	}
 	defer func() {
-		if err != nil && made {
+		switch {
+		case err == nil:
+		case made:
 			os.RemoveAll(cfg.Images)
+		case len(before) == 0:
+			// containerd has made it, and may be gone by now; it can be as large as the container's memory.
+			files, _ := filepath.Glob(filepath.Join(cfg.Images, "*"))
+			for _, file := range files {
+				os.Remove(file)
+			}
 		}
 	}()
 	work, done, err := c.criuWork(cfg.Work, dumpLog)
@@ -88,19 +100,61 @@ func (c *Container) checkpoint(ctx context.Context, cfg Checkpoint) (err error) 
 	if cfg.Parent != "" {
 		opts.ParentImg, opts.TrackMem = &cfg.Parent, criu.Ptr(true)
 	}
+	configFile(c.spec, opts)
 	if dir := c.cgroup.FreezerDir(); dir != "" {
 		opts.FreezeCgroup = &dir
 	}
-	err = c.dumpOf(pid, cfg.Images, opts)
+	names, err := c.dumpOf(pid, cfg.Images, opts)
 	if err == nil {
 		// What of ours is in the container's namespaces would be in criu's way. The next exec makes it again.
 		c.restJoiner()
-		_, err = (&criu.Request{Path: cfg.Criu, Type: rpc.CriuReqType_DUMP, Opts: opts, Images: cfg.Images, Work: work}).Do(ctx)
+		err = c.dump(ctx, &criu.Request{Path: cfg.Criu, Type: rpc.CriuReqType_DUMP, Opts: opts, Images: cfg.Images, Work: work,
+			Notify: func(script string, _ int, file *os.File) error {
+				if file != nil {
+					file.Close()
+				}
+				// Here it can still fail: then criu lets the container go on.
+				if script == "post-dump" && len(names) > 0 {
+					return criu.RenameFiles(cfg.Images, names)
+				}
+				return nil
+			}})
 	}
 	if err = done(err); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	return nil
+}
+
+// dump has criu dump the container. A criu that was killed leaves the container frozen, or one that was frozen running.
+func (c *Container) dump(ctx context.Context, req *criu.Request) error {
+	frozen, err := c.cgroup.Frozen()
+	if err != nil {
+		return err
+	}
+	if _, err = req.Do(ctx); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	switch {
+	case req.Opts.FreezeCgroup == nil:
+		return err
+	case frozen:
+		return errors.Join(err, c.cgroup.Freeze(ctx))
+	}
+	return errors.Join(err, c.cgroup.Thaw(ctx))
+}
+
+// configFile names the file whose settings are to prevail over ours: that of runc, for which a node may have been set up, or the annotation's.
+func configFile(spec *specs.Spec, opts *rpc.CriuOpts) {
+	file, ok := spec.Annotations["org.criu.config"]
+	if !ok {
+		file = "/etc/criu/runc.conf"
+	}
+	if file != "" {
+		opts.ConfigFile = &file
+	}
 }
 
 // criuLogLevel is what runc has criu log.
@@ -144,23 +198,28 @@ func makeDir(dir string) (made bool, err error) {
 func emptyNamespaces(names []string) (flags uint32, err error) {
 	for _, name := range names {
 		flag := namespaces.Flag(name)
-		if flag == 0 {
+		switch flag {
+		case unix.CLONE_NEWNET:
+		case 0:
 			return 0, fmt.Errorf("checkpoint: EmptyNamespaces: no namespace %q: %w", name, errdefs.ErrInvalidArgument)
+		default:
+			return 0, fmt.Errorf("checkpoint: EmptyNamespaces: criu can leave out what is in a network namespace, not in %q: %w", name, errdefs.ErrNotImplemented)
 		}
 		flags |= uint32(flag)
 	}
 	return flags, nil
 }
 
-// dumpOf adds what criu must be told of a container: what it has from outside.
-func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) error {
+// dumpOf adds what criu must be told of a container: what it has from outside. Of files it tells what criu will call them, and what
+// they have to be called.
+func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) (names map[string]string, err error) {
 	external, err := externalMounts(c.spec, c.cgroup.Path())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	root, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer root.Close()
 	for _, m := range external {
@@ -170,31 +229,38 @@ func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) error {
 			continue // the container has unmounted it, and removed the directory
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", m.dest, err)
+			return nil, fmt.Errorf("%s: %w", m.dest, err)
 		}
 		opts.ExtMnt = append(opts.ExtMnt, &rpc.ExtMountMap{Key: &at, Val: criu.Ptr(m.dest)})
 	}
 	for _, ns := range externalNamespaces(c.spec) {
 		var st unix.Stat_t
 		if err := unix.Stat("/proc/"+strconv.Itoa(pid)+"/ns/"+ns.name, &st); err != nil {
-			return &os.PathError{Op: "stat", Path: "namespace " + ns.name, Err: err}
+			return nil, &os.PathError{Op: "stat", Path: "namespace " + ns.name, Err: err}
 		}
 		opts.External = append(opts.External, fmt.Sprintf("%s[%d]:%s", ns.name, st.Ino, ns.key))
 	}
 	streams, err := externalFiles(pid)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	names = make(map[string]string)
 	for i, s := range streams {
-		if strings.HasPrefix(s, "file[") && !contains(streams[:i], s) {
+		file, ok := strings.CutPrefix(s, "file[")
+		if !ok {
+			continue
+		}
+		streams[i] = "pipe:[" + file
+		if names[s] == "" {
 			opts.External = append(opts.External, s)
 		}
+		names[s] = "/" + streams[i]
 	}
 	data, err := json.Marshal(streams)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return os.WriteFile(filepath.Join(images, descriptorsFile), data, 0o600)
+	return names, os.WriteFile(filepath.Join(images, descriptorsFile), data, 0o600)
 }
 
 func contains(list []string, s string) bool {

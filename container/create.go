@@ -41,6 +41,7 @@ type containerState struct {
 	joiner   *namespaces.Joiner // kept between execs
 	ended    bool               // no joiner any more
 	pending  map[*Ready]struct{}
+	timed    bool // in a time namespace of criu's, which no config asks for
 }
 
 func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err error) {

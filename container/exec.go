@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/namespaces"
 	"github.com/rsys-io/rsys/oci"
@@ -144,6 +145,9 @@ func (c *Container) namespaces() uint64 {
 	}
 	for _, ns := range c.spec.Linux.Namespaces {
 		flags |= namespaces.Flag(string(ns.Type))
+	}
+	if c.timed {
+		flags |= unix.CLONE_NEWTIME
 	}
 	return flags
 }

@@ -125,7 +125,13 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 			LogLevel: criu.Ptr(int32(criuLogLevel)), LogFile: criu.Ptr(restoreLog), RstSibling: criu.Ptr(true),
 			Root: criu.Ptr(oci.RestoredRoot(c.spec, c.bundle)), EvasiveDevices: criu.Ptr(true), OrphanPtsMaster: criu.Ptr(true),
 			ManageCgroups: criu.Ptr(true), ManageCgroupsMode: criu.Ptr(rpc.CriuCgMode_SOFT),
+			// Whether there may be such things was decided when they were dumped.
+			TcpEstablished: criu.Ptr(true), ExtUnixSk: criu.Ptr(true), FileLocks: criu.Ptr(true),
 		},
+	}
+	configFile(c.spec, req.Opts)
+	if hasNamespace(c.spec, specs.NetworkNamespace) && !hasNetwork(s.cfg.Images) {
+		req.Opts.EmptyNs = criu.Ptr(uint32(unix.CLONE_NEWNET))
 	}
 	closeFiles, err := s.restoreOf(req, &p.stdio)
 	defer closeFiles()
@@ -160,6 +166,7 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 		if err != nil {
 			child.Signal(unix.SIGKILL)
 		}
+		c.timed = hasOwnClock(child.Pid())
 		p.adopt(child)
 	} else if err != nil {
 		reapNew(before)
@@ -169,6 +176,19 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 	}
 	p.stdio.close()
 	return nil
+}
+
+// hasOwnClock tells whether a process is in another time namespace than we: criu has the monotonic clock go on where it was.
+func hasOwnClock(pid int) bool {
+	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/time")
+	ours, _ := os.Readlink("/proc/self/ns/time")
+	return err == nil && theirs != ours
+}
+
+// hasNetwork tells whether there is in the images what was in a network namespace. It is not if that was dumped as an empty one.
+func hasNetwork(images string) bool {
+	files, _ := filepath.Glob(filepath.Join(images, "netdev-*.img"))
+	return len(files) > 0
 }
 
 // restoreOf adds what the container is to have from outside. The files that it opens for that are closed by the function that is returned.
@@ -223,7 +243,7 @@ func (s *restoring) restoreOf(req *criu.Request, stdio *Stdio) (closeFiles func(
 	}
 	files := stdio.files()
 	for i, name := range names {
-		if i >= len(files) || contains(names[:i], name) || !strings.HasPrefix(name, "file[") && !strings.HasPrefix(name, "pipe:[") {
+		if i >= len(files) || contains(names[:i], name) || !strings.HasPrefix(name, "pipe:[") {
 			continue
 		}
 		f := files[i]

@@ -39,11 +39,15 @@ type Request struct {
 	Notify func(script string, pid int, file *os.File) error
 }
 
-// waitEnd is how long criu may take to end when it has answered, or when its socket was closed.
+// waitEnd is how long criu may take to end when it has answered.
 const waitEnd = 10 * time.Second
 
+// waitUndo is how long it may take when we have hung up. It finds that out at its next notification, the last of which comes
+// when all memory is dumped, and undoes what it has done. Killed, it can leave a process with code of criu's in it.
+var waitUndo = time.Minute
+
 // Do sends the request and waits for criu's answer and end. The error has what criu itself says is wrong, and where its log is. When
-// the context ends, criu is killed; a process that it has stopped goes on, but what it has made it does not undo.
+// the context ends, criu gives up and undoes what it has done; if it does not, it is killed, and undoes nothing.
 func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 	program, err := r.program()
 	if err != nil {
@@ -83,7 +87,6 @@ func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 		defer close(stopped)
 		select {
 		case <-ctx.Done():
-			p.cmd.Process.Kill()
 			p.conn.Close()
 		case <-done:
 		}
@@ -91,7 +94,11 @@ func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 	resp, err = p.converse(r)
 	close(done)
 	<-stopped
-	endErr := p.end()
+	wait := waitEnd
+	if ctx.Err() != nil {
+		wait = waitUndo
+	}
+	endErr := p.end(wait)
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		err = cause
 	} else if err == nil {
@@ -260,10 +267,10 @@ func closeFile(f *os.File) {
 	}
 }
 
-// end hangs up and reaps criu.
-func (p *conversation) end() error {
+// end hangs up and reaps criu, which is killed if it does not end in time.
+func (p *conversation) end(wait time.Duration) error {
 	p.conn.Close()
-	timer := time.AfterFunc(waitEnd, func() { p.cmd.Process.Kill() })
+	timer := time.AfterFunc(wait, func() { p.cmd.Process.Kill() })
 	defer timer.Stop()
 	err := p.cmd.Wait()
 	if errors.Is(err, exec.ErrWaitDelay) {

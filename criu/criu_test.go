@@ -76,6 +76,8 @@ func TestALogOfBeforeIsNotQuoted(t *testing.T) {
 }
 
 func TestARequestEndsWithItsContext(t *testing.T) {
+	defer func(d time.Duration) { waitUndo = d }(waitUndo)
+	waitUndo = 100 * time.Millisecond
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	r := &Request{Path: program(t, "exec sleep 60"), Type: rpc.CriuReqType_DUMP, Opts: &rpc.CriuOpts{}, Images: t.TempDir()}

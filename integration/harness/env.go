@@ -36,9 +36,11 @@ type Env struct {
 	RuntimeOptions any
 	// NoSnapshot says that containers made from here on have no snapshot in the end: who creates the task gives it a root file system.
 	NoSnapshot bool
-	before     Snapshot
-	logged     int
-	may        []string
+	// Runtime is that of the containers made from here on.
+	Runtime string
+	before  Snapshot
+	logged  int
+	may     []string
 }
 
 // New begins a test: at its end, everything that was not there now is a leak,
@@ -46,7 +48,7 @@ type Env struct {
 func New(t testing.TB, d *Daemon) *Env {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(d.Background(), 5*time.Minute)
-	e := &Env{TB: t, Daemon: d, Ctx: ctx, before: d.Snapshot(), logged: d.logged()}
+	e := &Env{TB: t, Daemon: d, Ctx: ctx, Runtime: Runtime(), before: d.Snapshot(), logged: d.logged()}
 	t.Cleanup(func() {
 		cancel()
 		if t.Failed() {
@@ -146,7 +148,7 @@ func (e *Env) TryContainer(id string, args []string, opts ...oci.SpecOpts) (*Con
 	}
 	record, err := e.Client.NewContainer(e.Ctx, id,
 		client.WithImage(img), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(id, img),
-		client.WithRuntime(Runtime(), e.RuntimeOptions), client.WithNewSpec(all...))
+		client.WithRuntime(e.Runtime, e.RuntimeOptions), client.WithNewSpec(all...))
 	if err != nil {
 		return nil, err
 	}
