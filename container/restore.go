@@ -133,6 +133,11 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 	if hasNamespace(c.spec, specs.NetworkNamespace) && !hasNetwork(s.cfg.Images) {
 		req.Opts.EmptyNs = criu.Ptr(uint32(unix.CLONE_NEWNET))
 	}
+	deny, err := s.letRead()
+	defer deny()
+	if err != nil {
+		return done(fmt.Errorf("restore: %w", err))
+	}
 	closeFiles, err := s.restoreOf(req, &p.stdio)
 	defer closeFiles()
 	if err != nil {
@@ -162,6 +167,9 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 	if err == nil && p.spec.Terminal && p.pty == nil {
 		err = errors.New("criu has restored no terminal")
 	}
+	if err == nil && len(c.spec.Linux.UIDMappings) > 0 && c.spec.Process != nil {
+		err = chownStdio(child.Pid(), c.spec.Process.User.UID, p.stdio)
+	}
 	if child != nil {
 		if err != nil {
 			child.Signal(unix.SIGKILL)
@@ -176,19 +184,6 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 	}
 	p.stdio.close()
 	return nil
-}
-
-// hasOwnClock tells whether a process is in another time namespace than we: criu has the monotonic clock go on where it was.
-func hasOwnClock(pid int) bool {
-	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/time")
-	ours, _ := os.Readlink("/proc/self/ns/time")
-	return err == nil && theirs != ours
-}
-
-// hasNetwork tells whether there is in the images what was in a network namespace. It is not if that was dumped as an empty one.
-func hasNetwork(images string) bool {
-	files, _ := filepath.Glob(filepath.Join(images, "netdev-*.img"))
-	return len(files) > 0
 }
 
 // restoreOf adds what the container is to have from outside. The files that it opens for that are closed by the function that is returned.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -44,7 +45,9 @@ func take(what string) (func(byte) error, error) {
 	}
 	switch kind {
 	case "tcp": // a connection, both of whose ends are here
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // which criu can't dump
+		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
