@@ -15,6 +15,7 @@ NERDCTL=2.2.1
 DOCKER=28.5.2
 STATICCHECK=0.8.2
 CRIU=4.1.1
+CHECKPOINTCTL=1.6.0
 
 # Exactly the toolchain that is installed, and no stamp of the git state: the
 # scripts must give the same result in a checkout, a copy and a tarball.
@@ -165,6 +166,10 @@ get_nerdctl() {
 
 get_staticcheck() {
 	CGO_ENABLED=0 build_module "staticcheck-$STATICCHECK" honnef.co/go/tools "$STATICCHECK" ./cmd/staticcheck
+}
+
+get_checkpointctl() {
+	CGO_ENABLED=0 build_module "checkpointctl-$CHECKPOINTCTL" github.com/checkpoint-restore/checkpointctl "$CHECKPOINTCTL" .
 }
 
 # Debian 12's criu, 3.17.1, can do nothing on Linux 6.18 ("Unexpected rt vDSO area bounds"). The next Debian's is
