@@ -191,28 +191,32 @@ func TestTheFeaturesOfSeccompAreTrue(t *testing.T) {
 		c.Delete()
 	}
 	a := startAgent(t)
-	for i := range f.Actions {
-		action := specs.LinuxSeccompAction(f.Actions[i])
-		run(f.Actions[i], profile(func(p *specs.LinuxSeccomp) {
-			if action == specs.ActNotify {
-				p.ListenerPath = a.path
-			}
-			p.Syscalls = []specs.LinuxSyscall{{Names: harmless, Action: action}}
-			for i, op := range f.Operators { // of each, a rule with every comparison
+	run("every action, and every operator with it", profile(func(p *specs.LinuxSeccomp) {
+		p.ListenerPath = a.path
+		for i := range f.Actions {
+			action := specs.LinuxSeccompAction(f.Actions[i])
+			p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: harmless[i : i+1], Action: action})
+			for j, op := range f.Operators {
 				p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: []string{"flock"}, Action: action,
-					Args: []specs.LinuxSeccompArg{{Index: uint(i % 6), Value: 1 << 40, ValueTwo: 7, Op: specs.LinuxSeccompOperator(op)}}})
+					Args: []specs.LinuxSeccompArg{{Index: uint(j % 6), Value: 1<<40 + uint64(i), ValueTwo: 7, Op: specs.LinuxSeccompOperator(op)}}})
 			}
-		}))
-	}
+		}
+	}))
+	// Of the flags one wants an agent, which another does not go with on old kernels.
+	var plain, withAgent []specs.LinuxSeccompFlag
 	for _, flag := range f.SupportedFlags {
-		run(flag, profile(func(p *specs.LinuxSeccomp) {
-			p.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlag(flag)}
-			p.Syscalls = []specs.LinuxSyscall{{Names: harmless, Action: specs.ActErrno}}
-			if strings.Contains(flag, "WAIT_KILLABLE") {
-				p.ListenerPath, p.Syscalls[0].Action = a.path, specs.ActNotify
-			}
-		}))
+		if strings.Contains(flag, "WAIT_KILLABLE") {
+			withAgent = append(withAgent, specs.LinuxSeccompFlag(flag))
+		} else {
+			plain = append(plain, specs.LinuxSeccompFlag(flag))
+		}
 	}
+	run("flags", profile(func(p *specs.LinuxSeccomp) {
+		p.Flags, p.Syscalls = plain, []specs.LinuxSyscall{{Names: harmless, Action: specs.ActErrno}}
+	}))
+	run("flags with an agent", profile(func(p *specs.LinuxSeccomp) {
+		p.Flags, p.ListenerPath, p.Syscalls = withAgent, a.path, []specs.LinuxSyscall{{Names: harmless, Action: specs.ActNotify}}
+	}))
 	for name, change := range map[string]func(*specs.LinuxSeccomp){
 		"an action": func(p *specs.LinuxSeccomp) {
 			p.Syscalls = []specs.LinuxSyscall{{Names: harmless, Action: "SCMP_ACT_NOSUCH"}}

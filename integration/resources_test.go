@@ -114,7 +114,7 @@ func resourceTable(disk string) []resource {
 		{"memory.swappiness", memory(specs.LinuxMemory{Swappiness: ptr[uint64](33)}), files{"memory.swappiness": "33"}, nil},
 		{"memory.disableOOMKiller", memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}), files{"memory.oom_control": "oom_kill_disable 1"}, nil},
 		{"memory.useHierarchy", memory(specs.LinuxMemory{UseHierarchy: ptr(true)}), files{"memory.use_hierarchy": "1"}, files{"memory.max": "max"}},
-		{"cpu.shares", cpu(specs.LinuxCPU{Shares: ptr[uint64](2048)}), files{"cpu.shares": "2048"}, files{"cpu.weight": "170"}},
+		{"cpu.shares", cpu(specs.LinuxCPU{Shares: ptr[uint64](2048)}), files{"cpu.shares": "2048"}, files{"cpu.weight": "174"}},
 		{"cpu.quota", cpu(specs.LinuxCPU{Quota: ptr[int64](30000)}), files{"cpu.cfs_quota_us": "30000", "cpu.cfs_period_us": "100000"}, files{"cpu.max": "30000 100000"}},
 		{"cpu.period", cpu(specs.LinuxCPU{Quota: ptr[int64](1000), Period: ptr[uint64](1000000)}), files{"cpu.cfs_quota_us": "1000", "cpu.cfs_period_us": "1000000"}, files{"cpu.max": "1000 1000000"}},
 		{"cpu.period: alone", cpu(specs.LinuxCPU{Period: ptr[uint64](20000)}), files{"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "20000"}, files{"cpu.max": "max 20000"}},
