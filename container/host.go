@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -38,7 +39,9 @@ var thisHost = sync.OnceValue(func() oci.Host {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	h.AppArmor = err == nil && strings.HasPrefix(string(enabled), "Y")
 	_, err = os.Stat("/sys/fs/selinux/enforce")
-	h.SELinux = err == nil
+	if h.SELinux = err == nil; h.SELinux {
+		h.KnowsLabel = knowsLabel
+	}
 	var fs unix.Statfs_t
 	h.Resctrl = unix.Statfs("/sys/fs/resctrl", &fs) == nil && fs.Type == unix.RDTGROUP_SUPER_MAGIC
 	var name unix.Utsname
@@ -64,6 +67,17 @@ var thisHost = sync.OnceValue(func() oci.Host {
 	h.ProcPIDNS = procTakesPIDNS()
 	return h
 })
+
+// knowsLabel asks the kernel. Who may not ask is answered when the label is used.
+func knowsLabel(label string) bool {
+	f, err := os.OpenFile("/sys/fs/selinux/context", os.O_RDWR, 0)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	_, err = f.WriteString(label)
+	return !errors.Is(err, unix.EINVAL)
+}
 
 // procTakesPIDNS asks procfs whether it has the mount option pidns (Linux 6.17).
 func procTakesPIDNS() bool {

@@ -31,9 +31,11 @@ type Host struct {
 	Kcore    bool        // there is /proc/kcore
 	AppArmor bool        // it is enabled
 	SELinux  bool        // it is enabled
-	Resctrl  bool        // a resctrl file system is mounted on /sys/fs/resctrl
-	Kernel   int         // the version, major<<16 | minor
-	MountNS  uint64      // the inode of the mount namespace that children are cloned in
+	// KnowsLabel asks SELinux's policy whether a label is one of it; nil where it can't be asked.
+	KnowsLabel func(label string) bool
+	Resctrl    bool   // a resctrl file system is mounted on /sys/fs/resctrl
+	Kernel     int    // the version, major<<16 | minor
+	MountNS    uint64 // the inode of the mount namespace that children are cloned in
 
 	NoNamespace []specs.LinuxNamespaceType // what the kernel was built without
 	// ProcPIDNS says that procfs has the mount option pidns, Linux 6.17.

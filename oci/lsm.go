@@ -38,6 +38,13 @@ func (c *compiler) checkLabels() error {
 		return noModule("process.selinuxLabel", "SELinux")
 	case c.spec.Linux.MountLabel != "" && !c.host.SELinux:
 		return noModule("linux.mountLabel", "SELinux")
+	case c.host.KnowsLabel == nil:
+		return nil
+	}
+	for _, l := range [][2]string{{"process.selinuxLabel", c.proc.SelinuxLabel}, {"linux.mountLabel", c.spec.Linux.MountLabel}} {
+		if l[1] != "" && !c.host.KnowsLabel(l[1]) {
+			return invalid(l[0], "SELinux's policy has no label %s", l[1])
+		}
 	}
 	return nil
 }

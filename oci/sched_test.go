@@ -112,6 +112,27 @@ func TestAMountLabelIsTheContextOfNewFileSystems(t *testing.T) {
 	}
 }
 
+func TestALabelThatThePolicyHasNotIsRefused(t *testing.T) {
+	host := hostV1
+	host.SELinux, host.KnowsLabel = true, func(label string) bool { return label == "known" }
+	for _, test := range []struct{ process, mount, want string }{
+		{"known", "known", ""},
+		{"", "", ""},
+		{"other", "known", "process.selinuxLabel: SELinux's policy has no label other"},
+		{"known", "other", "linux.mountLabel: SELinux's policy has no label other"},
+	} {
+		spec := readSpec(t, "ctr-2.4.2")
+		spec.Process.SelinuxLabel, spec.Linux.MountLabel = test.process, test.mount
+		_, err := Compile(spec, request(), host)
+		_, execErr := CompileExec(spec, spec.Process, request(), host)
+		for _, err := range []error{err, execErr} {
+			if test.want == "" && err != nil || test.want != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("%+v: %v", test, err)
+			}
+		}
+	}
+}
+
 func TestExecsHaveAnAffinityOfTheirOwn(t *testing.T) {
 	spec := readSpec(t, "ctr-2.4.2")
 	spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "1"}
