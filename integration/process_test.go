@@ -253,7 +253,7 @@ func TestALoadedAppArmorProfileConfinesWhatRunsAndWhatIsExecd(t *testing.T) {
 	} {
 		c := e.Container(look, append(opts, change(func(s *oci.Spec) { s.Process.ApparmorProfile = "rsys-test" }))...).Run()
 		const want = "rsys-test (enforce)\ncat: can't open '/etc/passwd': Permission denied\ndenied\n"
-		e.Eventually(name+" tells", func() bool { return strings.Contains(c.IO.Stdout.String(), "denied\n") })
+		e.Eventually(name+" tells", func() bool { return strings.HasSuffix(c.IO.Stdout.String(), "\ndenied\n") })
 		if got := c.IO.Stdout.String(); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}

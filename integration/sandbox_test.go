@@ -482,6 +482,9 @@ func TestASandboxThatCannotBeMadeLeavesNothing(t *testing.T) {
 }
 
 func TestASandboxsMetricsAreThoseOfThePodsCgroup(t *testing.T) {
+	if harness.Systemd() {
+		t.Skip("this pod's cgroup is no slice of systemd's; integration/cri has the stats of one that is")
+	}
 	e := startSandboxes(t)
 	p := newPod(e, podConfig(e), netns(e)).start()
 	memory := func() uint64 {

@@ -385,17 +385,20 @@ func TestAScopeEndsWithItsLastProcess(t *testing.T) {
 
 func TestScopesComeAndGoWhileSystemdIsExecutedAnew(t *testing.T) {
 	e := withSystemd(t)
+	const lives = "rsys-lives.scope"
+	one := runScope(scope(e, "lives", harness.Sleep(), limited()))
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		for {
+		for i := 0; ; i++ {
 			select {
 			case <-stop:
 				return
 			case <-time.After(100 * time.Millisecond):
-				// Every connection to it breaks.
-				if out, err := exec.CommandContext(e.Ctx, "systemctl", "daemon-reexec").CombinedOutput(); err != nil {
-					t.Logf("daemon-reexec: %v: %s", err, out)
+				// With the first every connection to it breaks.
+				again := []string{"daemon-reexec", "daemon-reload"}[i%2]
+				if out, err := exec.CommandContext(e.Ctx, "systemctl", again).CombinedOutput(); err != nil {
+					t.Logf("%s: %v: %s", again, err, out)
 				}
 			}
 		}
@@ -412,6 +415,12 @@ func TestScopesComeAndGoWhileSystemdIsExecutedAnew(t *testing.T) {
 		if got := scopeFile(e, "rsys-"+name+".scope", "pids.max", "pids/pids.max"); got != "20" {
 			t.Errorf("the pids limit is %s", got)
 		}
+		// One that lives is not touched by any of it.
+		if got := one.RunExec("echo", name); got.Stdout != name+"\n" {
+			t.Errorf("an exec in the one that lives: %+v", got)
+		}
+		inFiles, _ := limits()
+		inFiles.check(e, "with "+name, lives)
 		c.Kill(syscall.SIGKILL)
 		c.Wait()
 		c.Delete()

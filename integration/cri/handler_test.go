@@ -95,11 +95,9 @@ func TestARuntimeClass(t *testing.T) {
 }
 
 func TestThePodsLimitHoldsAllItsContainers(t *testing.T) {
-	v1(t)
 	p := start(t)
 	// The kubelet puts the pod's limits, with the overhead, on the cgroup that it makes.
-	file := filepath.Join("/sys/fs/cgroup/memory", p.Config.Linux.CgroupParent, "memory.limit_in_bytes")
-	p.Must(os.WriteFile(file, []byte(itoa(48<<20)), 0), "the pod's limit")
+	p.LimitMemory(48 << 20)
 	p.Run()
 	neighbour := p.Container(harness.Sleep()...)
 	c := p.Container(harness.Sh("exec tail /dev/zero")...) // no limit of its own

@@ -115,37 +115,46 @@ func TestMetricsOfPodsAreTold(t *testing.T) {
 	}
 }
 
-// limits are the container's in its cgroup, by the names of files of cgroup v1.
-func limits(c *harness.PodContainer) map[string]string {
+// onV2 says that there is cgroup v2 alone.
+func onV2() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
+// limits are the container's in its cgroup, by the names of files.
+func limits(c *harness.PodContainer) string {
 	c.Helper()
 	got := map[string]string{}
-	for _, file := range []string{"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes"} {
+	files := []string{"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "memory.limit_in_bytes"}
+	if onV2() {
+		files = []string{"cpu.weight", "cpu.max", "memory.max"}
+	}
+	for _, file := range files {
 		controller, _, _ := strings.Cut(file, ".")
-		data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Pod.Config.Linux.CgroupParent, c.ID, file))
+		data, err := os.ReadFile(filepath.Join(harness.CgroupRoot(controller), c.Cgroup(), file))
 		c.Must(err, "read a limit")
 		got[file] = strings.TrimSpace(string(data))
 	}
-	return got
+	return fmt.Sprint(got)
 }
 
-// v1 skips a test that reads files of cgroup v1.
-func v1(t *testing.T) {
-	t.Helper()
-	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
-		t.Skip("the limits are read from cgroup v1's files, which this machine has not")
+// limitsOf are those limits as limits tells them. The weight is runc's of the shares.
+func limitsOf(quota, shares, weight, memory int64) string {
+	if onV2() {
+		return fmt.Sprintf("map[cpu.max:%d 100000 cpu.weight:%d memory.max:%d]", quota, weight, memory)
 	}
+	return fmt.Sprintf("map[cpu.cfs_period_us:100000 cpu.cfs_quota_us:%d cpu.shares:%d memory.limit_in_bytes:%d]", quota, shares, memory)
 }
 
 func TestResourcesAreChangedInPlace(t *testing.T) {
-	v1(t)
 	p := start(t).Run()
 	c := p.NewContainer(harness.Sleep()...)
 	c.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{
 		CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900}
 	c.Run()
 	pid, before := c.Pid(), limits(c)
-	if got := fmt.Sprint(before); got != "map[cpu.cfs_period_us:100000 cpu.cfs_quota_us:50000 cpu.shares:512 memory.limit_in_bytes:67108864]" {
-		t.Errorf("at first %v", before)
+	if want := limitsOf(50000, 512, 59, 64<<20); before != want {
+		t.Errorf("at first %s, want %s", before, want)
 	}
 	if got := c.Sh("cat /proc/1/oom_score_adj"); got != "900" {
 		t.Errorf("oom_score_adj %s", got)
@@ -154,8 +163,7 @@ func TestResourcesAreChangedInPlace(t *testing.T) {
 		_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{
 			CpuPeriod: 100000, CpuQuota: 70000, CpuShares: 700, MemoryLimitInBytes: memory}})
 		p.Must(err, "update")
-		want := fmt.Sprintf("map[cpu.cfs_period_us:100000 cpu.cfs_quota_us:70000 cpu.shares:700 memory.limit_in_bytes:%d]", memory)
-		if got := fmt.Sprint(limits(c)); got != want {
+		if got, want := limits(c), limitsOf(70000, 700, 76, memory); got != want {
 			t.Errorf("after the update %s, want %s", got, want)
 		}
 	}

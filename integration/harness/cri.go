@@ -111,6 +111,9 @@ func (d *Daemon) criTOML(level string) string {
 		table := fmt.Sprintf("plugins.'%s'.containerd.runtimes.%s", runtime, h.Name)
 		p("[%s]\n  runtime_type = %q\n%s", table, h.Type, h.TOML)
 		p("[%s.options]\n%s", table, h.Options)
+		if Systemd() {
+			p("SystemdCgroup = true")
+		}
 	}
 	return out.String()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -25,7 +26,16 @@ func Runtime() string {
 
 // Patience is how long anything may take that should happen at once. It is a
 // bound for a machine under load, not a statement on speed.
-const Patience = 30 * time.Second
+var Patience = 30 * time.Second * slow()
+
+// slow is how many times longer than elsewhere things may take: RSYS_SLOW, a whole number, for a machine whose processors are emulated.
+func slow() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("RSYS_SLOW"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+}
 
 // Env is what one test works with.
 type Env struct {
@@ -47,7 +57,7 @@ type Env struct {
 // and fails it.
 func New(t testing.TB, d *Daemon) *Env {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(d.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(d.Background(), 5*time.Minute*slow())
 	e := &Env{TB: t, Daemon: d, Ctx: ctx, Runtime: Runtime(), before: d.Snapshot(), logged: d.logged()}
 	t.Cleanup(func() {
 		cancel()

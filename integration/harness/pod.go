@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -48,6 +50,14 @@ func (e *Env) NewPod() *Pod {
 		},
 	}}
 	e.Must(os.MkdirAll(p.Config.LogDirectory, 0o755), "directory of logs")
+	if Systemd() {
+		slices := e.podSlices(name)
+		p.Config.Linux.CgroupParent = path.Join(append([]string{e.SliceDir()}, slices...)...)
+		out, err := exec.CommandContext(e.Ctx, "systemctl", "start", slices[2]).CombinedOutput()
+		e.Must(err, "systemctl start %s: %s", slices[2], out)
+		e.Cleanup(p.remove)
+		return p
+	}
 	for _, controller := range controllers() {
 		e.Must(makeCgroup(controller, p.Config.Linux.CgroupParent), "cgroup of the pod")
 	}
@@ -89,6 +99,21 @@ func makeCgroup(root, path string) error {
 		}
 	}
 	return nil
+}
+
+// LimitMemory puts a limit on the pod's cgroup, as a kubelet does, in bytes.
+func (p *Pod) LimitMemory(limit int) {
+	p.Helper()
+	file, property := "memory.limit_in_bytes", "MemoryLimit"
+	if CgroupRoot("memory") == "/sys/fs/cgroup" {
+		file, property = "memory.max", "MemoryMax"
+	}
+	if Systemd() {
+		out, err := exec.CommandContext(p.Ctx, "systemctl", "set-property", "--runtime", path.Base(p.Config.Linux.CgroupParent), fmt.Sprintf("%s=%d", property, limit)).CombinedOutput()
+		p.Must(err, "limit the pod: %s", out)
+		return
+	}
+	p.Must(os.WriteFile(filepath.Join(CgroupRoot("memory"), p.Config.Linux.CgroupParent, file), fmt.Append(nil, limit), 0), "limit the pod")
 }
 
 // Run runs the pod: its pause container, and its network.
@@ -135,6 +160,10 @@ func (p *Pod) remove() {
 			p.Errorf("remove the pod at the end: %v", err)
 		}
 	}
+	if Systemd() {
+		p.removeSlices(p.podSlices(p.Config.Metadata.Name))
+		return
+	}
 	for _, root := range controllers() {
 		// Not below it: what is left there is a leak.
 		_ = os.Remove(filepath.Join(root, p.Config.Linux.CgroupParent))
@@ -163,6 +192,14 @@ func (p *Pod) NewContainer(args ...string) *PodContainer {
 			},
 		},
 	}}
+}
+
+// Cgroup is the path of the container's cgroup below each hierarchy: CRI names it.
+func (c *PodContainer) Cgroup() string {
+	if Systemd() {
+		return path.Join(c.Pod.Config.Linux.CgroupParent, "cri-containerd-"+c.ID+".scope")
+	}
+	return path.Join(c.Pod.Config.Linux.CgroupParent, c.ID)
 }
 
 // Create creates the container.

@@ -3,7 +3,9 @@ package harness
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path"
+	"path/filepath"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
@@ -33,13 +35,41 @@ func WithSystemdCgroup(_ context.Context, _ *client.Client, info *client.TaskInf
 }
 
 // Slice is the one that the scopes of containers are in.
-func (d *Daemon) Slice() string { return d.Namespace + ".slice" }
+func (d *Daemon) Slice() string { return d.cgroup() + ".slice" }
 
 // ScopePath is a linux.cgroupsPath for a scope of this name.
 func (d *Daemon) ScopePath(name string) string { return d.Slice() + ":rsys:" + name }
 
 // SliceDir is where the slice is below a hierarchy: the namespace has two dashes.
 func (d *Daemon) SliceDir() string { return "/rsys.slice/rsys-it.slice/" + d.Slice() }
+
+// podSlices are a pod's slice, named as a kubelet that uses systemd's driver names it, and those that it is in, below our own.
+func (d *Daemon) podSlices(pod string) []string {
+	kubepods := d.cgroup() + "-kubepods"
+	return []string{kubepods + ".slice", kubepods + "-burstable.slice", kubepods + "-burstable-" + pod + ".slice"}
+}
+
+// removeSlices has systemd stop those in which there is nothing more, the last first.
+func (d *Daemon) removeSlices(slices []string) {
+	for i := len(slices) - 1; i >= 0; i-- {
+		dir := path.Join(append([]string{CgroupRoot("memory"), d.SliceDir()}, slices[:i+1]...)...)
+		if below, _ := filepath.Glob(dir + "/*/cgroup.procs"); len(below) == 0 {
+			_ = exec.Command("systemctl", "stop", slices[i]).Run()
+		}
+		// On cgroup v1 there are hierarchies that systemd leaves alone; a kubelet removes its own in these.
+		for _, root := range controllers() {
+			_ = os.Remove(path.Join(append([]string{root, d.SliceDir()}, slices[:i+1]...)...))
+		}
+	}
+}
+
+// CgroupRoot is where a controller's hierarchy is on cgroup v1, or the only one of v2.
+func CgroupRoot(controller string) string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return "/sys/fs/cgroup"
+	}
+	return "/sys/fs/cgroup/" + controller
+}
 
 // Cgroup is the path of a container's cgroup below each hierarchy, if its test says nothing of it.
 func (d *Daemon) Cgroup(id string) string {
