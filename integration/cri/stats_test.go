@@ -163,7 +163,7 @@ func TestResourcesAreChangedInPlace(t *testing.T) {
 		_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{
 			CpuPeriod: 100000, CpuQuota: 70000, CpuShares: 700, MemoryLimitInBytes: memory}})
 		p.Must(err, "update")
-		if got, want := limits(c), limitsOf(70000, 700, 76, memory); got != want {
+		if got, want := limits(c), limitsOf(70000, 700, 75, memory); got != want {
 			t.Errorf("after the update %s, want %s", got, want)
 		}
 	}
@@ -172,6 +172,9 @@ func TestResourcesAreChangedInPlace(t *testing.T) {
 	}
 	if c.Pid() != pid || c.Sh("echo $PPID") == "" {
 		t.Error("it is another process")
+	}
+	if onV2() {
+		return // the kernel takes any limit there, and kills what holds more
 	}
 	// What runs can't have less than it holds. It goes on, with what it had.
 	_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4096}})
