@@ -504,8 +504,11 @@ func TestASandboxsMetricsAreThoseOfThePodsCgroup(t *testing.T) {
 		t.Fatalf("metrics of type %T", data)
 		return 0
 	}
-	if n := memory(); n > 8000000 {
-		t.Errorf("%d bytes before there is a container", n)
+	// The kernel charges a cgroup ahead, up to 64 pages of each processor.
+	ahead := uint64(64 * os.Getpagesize() * runtime.NumCPU())
+	n := memory()
+	if t.Logf("%d bytes before there is a container", n); n > ahead+512<<10 {
+		t.Errorf("%d bytes before there is a container, of which %d may be charged ahead", n, ahead)
 	}
 	// What a container writes to its tmpfs is charged to it, and so to the pod.
 	p.container(harness.Sh("head -c 16000000 /dev/zero > /dev/shm/file", "exec sleep 1000"), usual, oci.WithCgroup("/"+e.Namespace+"/pod1/c")).Run()
@@ -567,6 +570,11 @@ func TestASandboxEndsWithTheHolderOfItsNamespaces(t *testing.T) {
 func TestAHolderIsSmall(t *testing.T) {
 	e := startSandboxes(t)
 	p := newPod(e, podConfig(e), netns(e)).start()
+	// The start is answered when exec has let go of the old memory, a moment before its end: until then /proc can show the stub's.
+	e.Eventually("the exec has ended", func() bool {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.pid))
+		return err == nil && string(comm) == "pause\n"
+	})
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid))
 	e.Must(err, "memory of the holder")
 	var rss int
@@ -575,7 +583,7 @@ func TestAHolderIsSmall(t *testing.T) {
 			break
 		}
 	}
-	if rss == 0 || rss > 64 {
+	if rss == 0 || rss > 20 { // 4 to 16 seen: which pages of the stack and the program have been touched
 		t.Errorf("the holder has %d kB", rss)
 	}
 	t.Logf("the holder has %d kB", rss)
