@@ -92,6 +92,16 @@ func (r *run) injectInto(steps []call.Step, from int) {
 			s.Call = call.Expect(call.Null, 1, 1, e)
 		}
 	}
+	// What reads its output would not even compile, and is never reached.
+	for j := range steps[at+1:] {
+		later := &steps[at+1+j]
+		for _, a := range later.Args {
+			if (a.Kind == call.KindWord || a.Kind == call.KindInt32 || a.Kind == call.KindOutPtr) && int(a.Step) == r.injection.at {
+				later.Call = call.Expect(call.Null, 0, 0, unix.EIO)
+				break
+			}
+		}
+	}
 	s.Name = name
 	s.OnError, s.SkipOK, s.SkipErr = call.Stop, 0, 0
 }

@@ -8,6 +8,7 @@ package faults
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,29 +67,100 @@ func run(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer daemon.Stop()
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(atOnce)); err != nil {
+		return 1, err
+	}
 	return m.Run(), nil
+}
+
+// batch is how many steps are tried between two looks at what is left behind; some of them at once. A look takes
+// as long as a creation, and each thing that is left has the step in its name.
+const batch, atOnce = 16, 4
+
+// try runs attempt for some steps, and tells which of them it found a fault at: those that exist. A container that is made for
+// a step has the name that id gives it.
+func try(t *testing.T, at []int, attempt func(e *harness.Env, at int) (fault error)) (found map[int]bool, ok bool) {
+	found = map[int]bool{}
+	var mu sync.Mutex
+	for some := range slices.Chunk(at, batch) {
+		ok = t.Run(fmt.Sprintf("steps %d to %d", some[0], some[len(some)-1]), func(t *testing.T) {
+			e := harness.New(t, daemon)
+			t.Run("each", func(t *testing.T) { // is over when all are
+				for _, at := range some {
+					t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) {
+						t.Parallel()
+						part := *e
+						part.TB = t
+						fault := attempt(&part, at)
+						mu.Lock()
+						defer mu.Unlock()
+						found[at] = fault != nil
+					})
+				}
+			})
+		})
+		if !ok {
+			return found, false
+		}
+		if !found[some[len(some)-1]] {
+			break
+		}
+	}
+	return found, true
+}
+
+// add adds a container with a fault.
+func add(e *harness.Env, plan string, at int, what string, args []string, opts ...oci.SpecOpts) *harness.Container {
+	e.Helper()
+	opts = append(opts, oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("%s %d %s", plan, at, what)}))
+	c, err := e.TryContainer(fmt.Sprintf("f%d-step-%d", os.Getpid()%1000, at), args, opts...)
+	e.Must(err, "new container")
+	return c
+}
+
+// maxSteps is more than any Plan here has.
+const maxSteps = 2000
+
+func every(stride int) (at []int) {
+	for i := 0; i < maxSteps; i += stride {
+		at = append(at, i)
+	}
+	return at
 }
 
 // steps runs attempt for each step from 0 on, until there was no fault: the
 // step does not exist.
-func steps(t *testing.T, attempt func(t *testing.T, at int) (fault error)) {
+func steps(t *testing.T, attempt func(e *harness.Env, at int) (fault error)) {
 	stride := 1
 	if n, err := strconv.Atoi(os.Getenv("RSYS_FAULTS_STRIDE")); err == nil && n > 1 {
 		stride = n
 	}
-	for at := 0; ; at += stride {
-		var fault error
-		if !t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) { fault = attempt(t, at) }) {
-			return
-		}
-		if fault == nil {
-			t.Logf("%d steps", at)
-			if at < 20 {
-				t.Errorf("only %d steps were found", at)
-			}
-			return
+	found, ok := try(t, every(stride), attempt)
+	if !ok {
+		return
+	}
+	n := end(t, found, stride)
+	t.Logf("%d steps", n)
+	if n < 20 {
+		t.Errorf("only %d steps were found", n)
+	}
+}
+
+// end is the first step that does not exist, of which all that follow do not exist either.
+func end(t *testing.T, found map[int]bool, stride int) int {
+	n := 0
+	for ; found[n]; n += stride {
+	}
+	for at, is := range found {
+		if is && at > n {
+			t.Errorf("no fault at %d, and one at %d", n, at)
 		}
 	}
+	if _, tried := found[n]; !tried {
+		t.Errorf("more than %d steps, and no end", maxSteps)
+	}
+	return n
 }
 
 // names reports whether an error says which step it was, by its config field and its call, and how it failed.
@@ -103,25 +176,24 @@ var faults = []struct{ name, what, how string }{
 func TestAContainerWhoseCreationFailsAtAnyStepLeavesNothing(t *testing.T) {
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
-			steps(t, func(t *testing.T, at int) error {
-				e := harness.New(t, daemon)
-				c := e.Container([]string{"true"}, oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("create %d %s", at, f.what)}))
+			steps(t, func(e *harness.Env, at int) error {
+				c := add(e, "create", at, f.what, []string{"true"})
 				err := c.TryCreate()
 				if err == nil {
 					err = c.Task.Start(e.Ctx)
 				}
 				if err == nil {
 					if got := c.Wait(); got.Code != 0 {
-						t.Errorf("exited with %d", got.Code)
+						e.Errorf("exited with %d", got.Code)
 					}
 					c.Delete()
 					return nil
 				}
 				if !names(err, f.how) {
-					t.Errorf("error does not name the step: %v", err)
+					e.Errorf("error does not name the step: %v", err)
 				}
 				if at%100 == 0 {
-					t.Log(err)
+					e.TB.Log(err)
 				}
 				return err
 			})
@@ -154,35 +226,41 @@ func hooked(dir string) oci.SpecOpts {
 func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
-			failed, before := 0, ""
-			for at := 0; ; {
-				var fault error
-				var ran string
-				if !t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) { ran, fault = hookedAttempt(t, at, f.what, f.how) }) {
-					return
-				}
-				if fault == nil {
-					if want := "createContainer createRuntime poststart poststop prestart startContainer"; ran != want {
-						t.Errorf("without a fault these have run: %s", ran)
-					}
-					break
-				}
-				failed++
-				// Where another hook begins to run, no step is left out.
-				if near := ran != before; near && at > hookStride {
-					for back := at - hookStride + 1; back < at; back++ {
-						if !t.Run(fmt.Sprintf("step %d", back), func(t *testing.T) { _, fault = hookedAttempt(t, back, f.what, f.how) }) {
-							return
-						}
-						if fault == nil {
-							t.Errorf("no fault at %d", back)
-						}
-						failed++
-					}
-				}
-				before = ran
-				at += hookStride
+			var mu sync.Mutex
+			ran := map[int]string{}
+			attempt := func(e *harness.Env, at int) error {
+				done, fault := hookedAttempt(e, at, f.what, f.how)
+				mu.Lock()
+				defer mu.Unlock()
+				ran[at] = done
+				return fault
 			}
+			found, ok := try(t, every(hookStride), attempt)
+			if !ok {
+				return
+			}
+			last := end(t, found, hookStride)
+			if want := "createContainer createRuntime poststart poststop prestart startContainer"; ran[last] != want {
+				t.Errorf("without a fault these have run: %s", ran[last])
+			}
+			// Where another hook begins to run, no step is left out.
+			var near []int
+			for at := 2 * hookStride; at < last; at += hookStride {
+				if ran[at] != ran[at-hookStride] {
+					for back := at - hookStride + 1; back < at; back++ {
+						near = append(near, back)
+					}
+				}
+			}
+			if found, ok = try(t, near, attempt); !ok {
+				return
+			}
+			for _, at := range near {
+				if !found[at] {
+					t.Errorf("no fault at %d", at)
+				}
+			}
+			failed := last/hookStride + len(near)
 			if failed < 30 {
 				t.Errorf("only %d steps were found", failed)
 			}
@@ -194,22 +272,21 @@ func TestAContainerWithHooksWhoseCreationFailsLeavesNothing(t *testing.T) {
 // hookStride is how many steps to go on where no hook is.
 const hookStride = 16
 
-func hookedAttempt(t *testing.T, at int, what, how string) (ran string, fault error) {
-	e := harness.New(t, daemon)
-	dir := t.TempDir()
-	c := e.Container([]string{"true"}, oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("create %d %s", at, what)}), hooked(dir))
+func hookedAttempt(e *harness.Env, at int, what, how string) (ran string, fault error) {
+	dir := e.TempDir()
+	c := add(e, "create", at, what, []string{"true"}, hooked(dir))
 	err := c.TryCreate()
 	if err == nil {
 		err = c.Task.Start(e.Ctx)
 	}
 	if err == nil {
 		if got := c.Wait(); got.Code != 0 {
-			t.Errorf("exited with %d", got.Code)
+			e.Errorf("exited with %d", got.Code)
 		}
 		c.Delete()
 	}
 	if err != nil && !names(err, how) {
-		t.Errorf("error does not name the step: %v", err)
+		e.Errorf("error does not name the step: %v", err)
 	}
 	if c.Task != nil && err != nil {
 		c.Task.Delete(e.Ctx, client.WithProcessKill)
@@ -223,7 +300,7 @@ func hookedAttempt(t *testing.T, at int, what, how string) (ran string, fault er
 	}
 	// What was created far enough for one hook of the runtime is told to those of its end.
 	if err != nil && len(list) > 0 && !slices.Contains(list, "poststop") {
-		t.Errorf("these have run, and poststop not: %v", list)
+		e.Errorf("these have run, and poststop not: %v", list)
 	}
 	return strings.Join(list, " "), err
 }
@@ -231,9 +308,8 @@ func hookedAttempt(t *testing.T, at int, what, how string) (ran string, fault er
 func TestAnExecThatFailsAtAnyStepLeavesTheContainerAsItWas(t *testing.T) {
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
-			steps(t, func(t *testing.T, at int) error {
-				e := harness.New(t, daemon)
-				c := e.Container(harness.Sleep(), oci.WithAnnotations(map[string]string{annotation: fmt.Sprintf("exec %d %s", at, f.what)})).Run()
+			steps(t, func(e *harness.Env, at int) error {
+				c := add(e, "exec", at, f.what, harness.Sleep()).Run()
 				spec, err := c.Spec(e.Ctx)
 				e.Must(err, "spec")
 				p := *spec.Process
@@ -244,25 +320,25 @@ func TestAnExecThatFailsAtAnyStepLeavesTheContainerAsItWas(t *testing.T) {
 				e.Must(err, "wait")
 				fault := ex.Start(e.Ctx)
 				if fault != nil && !names(fault, f.how) {
-					t.Errorf("error does not name the step: %v", fault)
+					e.Errorf("error does not name the step: %v", fault)
 				}
 				if fault == nil {
 					select {
 					case st := <-exit:
 						if st.ExitCode() != 0 {
-							t.Errorf("exited with %d", st.ExitCode())
+							e.Errorf("exited with %d", st.ExitCode())
 						}
 					case <-time.After(harness.Patience):
-						t.Error("no exit")
+						e.Error("no exit")
 					}
 				}
 				_, err = ex.Delete(e.Ctx)
 				e.Must(err, "delete the exec")
 				if st := c.Status(); st != client.Running {
-					t.Errorf("the container is %s", st)
+					e.Errorf("the container is %s", st)
 				}
 				if left, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", c.Task.Pid())); len(left) != 1 {
-					t.Errorf("init has %d threads", len(left))
+					e.Errorf("init has %d threads", len(left))
 				}
 				return fault
 			})
