@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,6 +76,16 @@ func missing(e *harness.Env, want files) string {
 		}
 		dir := filepath.Dir(path)
 		e.Must(os.MkdirAll(dir, 0o755), "make a cgroup to look at")
+		if onV2() {
+			// As a runtime does: what a cgroup has is what its parents hand down.
+			for _, from := range []string{"/sys/fs/cgroup", filepath.Dir(dir)} {
+				controllers, err := os.ReadFile(from + "/cgroup.controllers")
+				e.Must(err, "controllers")
+				for c := range strings.FieldsSeq(string(controllers)) {
+					_ = os.WriteFile(from+"/cgroup.subtree_control", []byte("+"+c), 0)
+				}
+			}
+		}
 		_, err := os.Stat(path)
 		e.Must(os.Remove(dir), "remove it")
 		if err != nil {
@@ -241,6 +252,7 @@ func TestAWeightOfADeviceIsSeenInTheCgroup(t *testing.T) {
 // loopDevice makes a loop device of our own, which is removed after the test.
 func loopDevice(e *harness.Env) string {
 	e.Helper()
+	_ = exec.Command("modprobe", "loop").Run() // where it is a module, and not loaded yet
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		e.Skip("no loop devices: ", err)
