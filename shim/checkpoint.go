@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -26,10 +27,8 @@ func (s *service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskReque
 	if err != nil {
 		return nil, err
 	}
-	images := r.Path
-	if images == "" {
-		images = opts.ImagePath
-	}
+	// containerd 1.7 knows ImagePath of runc's shim alone, and has another Path for others.
+	images := cmp.Or(opts.ImagePath, r.Path)
 	work := opts.WorkPath
 	if work == "" {
 		work = c.criu.work
