@@ -127,7 +127,8 @@ func resourceTable(disk string) []resource {
 		{"memory.useHierarchy", memory(specs.LinuxMemory{UseHierarchy: ptr(true)}), files{"memory.use_hierarchy": "1"}, files{"memory.max": "max"}},
 		{"cpu.shares", cpu(specs.LinuxCPU{Shares: ptr[uint64](2048)}), files{"cpu.shares": "2048"}, files{"cpu.weight": "174"}},
 		{"cpu.quota", cpu(specs.LinuxCPU{Quota: ptr[int64](30000)}), files{"cpu.cfs_quota_us": "30000", "cpu.cfs_period_us": "100000"}, files{"cpu.max": "30000 100000"}},
-		{"cpu.period", cpu(specs.LinuxCPU{Quota: ptr[int64](1000), Period: ptr[uint64](1000000)}), files{"cpu.cfs_quota_us": "1000", "cpu.cfs_period_us": "1000000"}, files{"cpu.max": "1000 1000000"}},
+		// Not much less: a container is set up in its cgroup, and has to do with it.
+		{"cpu.period", cpu(specs.LinuxCPU{Quota: ptr[int64](500000), Period: ptr[uint64](1000000)}), files{"cpu.cfs_quota_us": "500000", "cpu.cfs_period_us": "1000000"}, files{"cpu.max": "500000 1000000"}},
 		{"cpu.period: alone", cpu(specs.LinuxCPU{Period: ptr[uint64](20000)}), files{"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "20000"}, files{"cpu.max": "max 20000"}},
 		{"cpu.burst", cpu(specs.LinuxCPU{Quota: ptr[int64](30000), Burst: ptr[uint64](15000)}), files{"cpu.cfs_burst_us": "15000"}, files{"cpu.max.burst": "15000"}},
 		{"cpu.idle", cpu(specs.LinuxCPU{Idle: ptr[int64](1)}), files{"cpu.idle": "1", "cpu.shares": "3"}, files{"cpu.idle": "1"}},
