@@ -20,6 +20,7 @@ import (
 type dockerd struct {
 	client, daemon string // directories of the programs
 	runtime        string // what docker run is told
+	named          string // a name that the configuration gives the runtime; "" if this Docker knows none
 	on             *harness.Daemon
 	log            string
 	cmd            *exec.Cmd
@@ -45,7 +46,11 @@ func (d *dockerd) start() error {
 	defer logs.Close()
 	// Not the machine's own.
 	config := filepath.Join(d.on.Dir, "dockerd.json")
-	if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
+	content := "{}"
+	if d.named != "" {
+		content = fmt.Sprintf(`{"runtimes": {%q: {"runtimeType": %q}}}`, d.named, d.runtime)
+	}
+	if err := os.WriteFile(config, []byte(content), 0o644); err != nil {
 		return err
 	}
 	cmd := exec.Command(filepath.Join(d.daemon, "dockerd"), "--config-file", config,

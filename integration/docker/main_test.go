@@ -70,7 +70,7 @@ func run(m *testing.M) (int, error) {
 		if len(found) == 0 {
 			return 1, fmt.Errorf("no dockerd %s: hack/setup dockerd gets it", version)
 		}
-		engine.daemon = found[len(found)-1]
+		engine.daemon, engine.named = found[len(found)-1], "named"
 		cfg.Path = append(cfg.Path, dockerBin) // the runc that Docker insists on
 	}
 	if daemon, err = harness.Start(cfg); err != nil {

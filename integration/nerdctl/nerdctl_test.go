@@ -7,8 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/integration/harness"
 )
@@ -118,6 +121,27 @@ func TestADetachedContainerIsLookedAfter(t *testing.T) {
 		}
 		e.must("rm", name)
 	})
+}
+
+func TestLogsAreFollowedToTheEnd(t *testing.T) {
+	e := start(t)
+	name := e.detached(nil, harness.Sh("for i in 1 2 3 4 5; do echo $i; sleep 0.3; done")...)
+	e.is(nerdctl(nil, "logs", "--follow", name), 0, "1\n2\n3\n4\n5\n")
+}
+
+// containerd itself starts it again, within ten seconds.
+func TestAContainerThatIsToRunAlwaysIsStartedAgain(t *testing.T) {
+	e := start(t)
+	name := e.detached([]string{"--restart", "always"}, harness.Sleep()...)
+	pid := e.must("inspect", "--format", "{{.State.Pid}}", name)
+	n, err := strconv.Atoi(pid)
+	e.Must(err, "pid")
+	e.Must(unix.Kill(n, unix.SIGKILL), "kill") // with nerdctl kill it would stay stopped
+	e.Eventually("there is another init", func() bool {
+		now := nerdctl(nil, "inspect", "--format", "{{.State.Pid}} {{.State.Status}}", name).Stdout
+		return strings.HasSuffix(now, " running\n") && !strings.HasPrefix(now, pid+" ")
+	})
+	e.must("stop", name)
 }
 
 func TestWhatRunIsToldIsSeenInside(t *testing.T) {
