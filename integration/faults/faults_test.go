@@ -103,7 +103,7 @@ func try(t *testing.T, at []int, attempt func(e *harness.Env, at int) (fault err
 		if !ok {
 			return found, false
 		}
-		if !found[some[len(some)-1]] {
+		if !slices.ContainsFunc(some, func(at int) bool { return found[at] }) {
 			break
 		}
 	}
@@ -147,15 +147,23 @@ func steps(t *testing.T, attempt func(e *harness.Env, at int) (fault error)) {
 	}
 }
 
-// end is the first step that does not exist, of which all that follow do not exist either.
+// end is the first step that does not exist. Two of an exec exist and have no fault: a chdir that is passed over where the
+// working directory is the root, and the birth, which is in no program.
 func end(t *testing.T, found map[int]bool, stride int) int {
-	n := 0
-	for ; found[n]; n += stride {
-	}
+	n, holes := 0, 0
 	for at, is := range found {
-		if is && at > n {
-			t.Errorf("no fault at %d, and one at %d", n, at)
+		if is {
+			n = max(n, at+stride)
 		}
+	}
+	for at := 0; at < n; at += stride {
+		if !found[at] {
+			holes++
+			t.Logf("no fault at %d", at)
+		}
+	}
+	if holes > 2 {
+		t.Errorf("no fault at %d steps", holes)
 	}
 	if _, tried := found[n]; !tried {
 		t.Errorf("more than %d steps, and no end", maxSteps)
@@ -163,9 +171,10 @@ func end(t *testing.T, found map[int]bool, stride int) int {
 	return n
 }
 
-// names reports whether an error says which step it was, by its config field and its call, and how it failed.
+// names reports whether an error says which step it was, by its config field and its call, and how it failed; of the look-up of
+// a program it says which program.
 func names(err error, how string) bool {
-	return regexp.MustCompile(`(linux|process|mounts|root|hostname|hooks)\S*( \(.*\))?: .*` + how).MatchString(err.Error())
+	return regexp.MustCompile(`((linux|process|mounts|root|hostname|hooks)\S*( \(.*\))?|exec: "true"): .*` + how).MatchString(err.Error())
 }
 
 var faults = []struct{ name, what, how string }{
