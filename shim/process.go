@@ -156,6 +156,19 @@ func (p *process) awaitStart(ctx context.Context) error {
 	}
 }
 
+// endTime bounds the wait for the end of a process whose start failed, which was killed for it.
+const endTime = 2 * time.Second
+
+// awaitEnd waits until it is told of the process that it has ended. Who has its start fail deletes the task at once, as Docker does, and
+// containerd's client refuses that while the task is created.
+func (p *process) awaitEnd(ctx context.Context) {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+	case <-time.After(endTime):
+	}
+}
+
 // restored takes note of the process that there is now.
 func (p *process) restored() error {
 	p.mu.Lock()

@@ -236,6 +236,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	}
 	pid, err := p.start(ctx)
 	if err != nil {
+		if r.ExecID == "" && !errdefs.IsFailedPrecondition(err) {
+			p.awaitEnd(ctx)
+		}
 		return nil, err
 	}
 	if r.ExecID == "" {

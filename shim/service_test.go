@@ -331,6 +331,23 @@ func TestTheStateDuringAStartIsThatAfterIt(t *testing.T) {
 	}
 }
 
+// Docker deletes the task as soon as its start has failed, which containerd's client refuses while it is created.
+func TestAContainerWhoseStartFailedHasEndedWhenThatIsTold(t *testing.T) {
+	h := newHarness(t)
+	c := h.create("c")
+	c.main.startErr = errors.New("capset: EPERM")
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		c.main.end(137)
+	}()
+	if _, err := h.task.Start(h.ctx, &taskapi.StartRequest{ID: "c"}); err == nil || !strings.Contains(err.Error(), "capset: EPERM") {
+		t.Errorf("start: %v", err)
+	}
+	if s := h.status("c", ""); s != task.Status_STOPPED {
+		t.Errorf("it is %s", s)
+	}
+}
+
 // A containerd that starts again takes a shim whose container has no processes for a leftover, and ends it: from a process's end
 // on, before that is told, there has to be one.
 func TestAContainerHasAProcessUntilItIsDeleted(t *testing.T) {
