@@ -263,15 +263,6 @@ func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) (names ma
 	return names, os.WriteFile(filepath.Join(images, descriptorsFile), data, 0o600)
 }
 
-func contains(list []string, s string) bool {
-	for _, e := range list {
-		if e == s {
-			return true
-		}
-	}
-	return false
-}
-
 // An externalMount is a bind mount of something of the host's. In the images it has the name dest.
 type externalMount struct{ dest, source string }
 

@@ -238,7 +238,7 @@ func (s *restoring) restoreOf(req *criu.Request, stdio *Stdio) (closeFiles func(
 	}
 	files := stdio.files()
 	for i, name := range names {
-		if i >= len(files) || contains(names[:i], name) || !strings.HasPrefix(name, "pipe:[") {
+		if i >= len(files) || slices.Contains(names[:i], name) || !strings.HasPrefix(name, "pipe:[") {
 			continue
 		}
 		f := files[i]

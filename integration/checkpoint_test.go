@@ -229,6 +229,17 @@ func restore(e *harness.Env, from *harness.Container, img client.Image, change .
 	return c
 }
 
+// moved ends a container with a checkpoint, and makes a new one of that, which is to be started.
+func moved(e *harness.Env, c *harness.Container, opts *options.CheckpointOptions) *harness.Container {
+	e.Helper()
+	opts.Exit = true
+	img, err := checkpoint(c, opts)
+	e.Must(err, "checkpoint")
+	c.Wait()
+	c.Delete()
+	return restore(e, c, img)
+}
+
 func TestARestoredContainerGoesOnWhereItWas(t *testing.T) {
 	needCriu(t)
 	e := start(t)
@@ -279,11 +290,7 @@ func TestARestoredContainerHasWhatItHadFromOutside(t *testing.T) {
 	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\n") })
 	look := []string{"sh", "-c", "cat /data/file; readlink /proc/1/ns/net; cat /proc/1/status | grep -E '^(Cap|Seccomp|NoNewPrivs|Uid)'; ls /dev /proc/scsi; cat /proc/kcore | wc -c; echo x >/sys/x"}
 	before := c.RunExec(look...)
-	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
-	e.Must(err, "checkpoint")
-	c.Wait()
-	c.Delete()
-	r := restore(e, c, img)
+	r := moved(e, c, new(options.CheckpointOptions))
 	r.Start()
 	after := r.RunExec(look...)
 	if !strings.Contains(after.Stdout, "from outside") || after.Stdout != before.Stdout || after.Stderr != before.Stderr {
@@ -328,11 +335,7 @@ func TestATerminalIsRestored(t *testing.T) {
 	c.IO.Terminal = true
 	c.Run()
 	e.Eventually("it counts", func() bool { return strings.Contains(c.IO.Stdout.String(), "3\r\n") })
-	img, err := checkpoint(c, &options.CheckpointOptions{Exit: true})
-	e.Must(err, "checkpoint")
-	c.Wait()
-	c.Delete()
-	r := restore(e, c, img)
+	r := moved(e, c, new(options.CheckpointOptions))
 	r.Start()
 	e.Eventually("it goes on counting", func() bool { return strings.Count(r.IO.Stdout.String(), "\n") > 3 })
 	r.Kill(syscall.SIGKILL)

@@ -3,7 +3,7 @@
 // config field that asked for it.
 //
 // Compiling is pure: no system call, no file, no clock. What must be known of
-// the host is an argument ([Host]). So a container's set-up can be printed,
+// the host is an argument ([Host]), which also answers for SELinux's policy. So a container's set-up can be printed,
 // compared, and tested as data.
 package oci
 

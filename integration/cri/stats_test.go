@@ -174,7 +174,7 @@ func TestResourcesAreChangedInPlace(t *testing.T) {
 		t.Error("it is another process")
 	}
 	if onV2() {
-		return // the kernel takes any limit there, and kills what holds more
+		return // the kernel takes any limit there; with this one the container was not running any more
 	}
 	// What runs can't have less than it holds. It goes on, with what it had.
 	_, err := p.CRI.UpdateContainerResources(p.Ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4096}})

@@ -107,6 +107,30 @@ func (s sizes) Next() *remotecommand.TerminalSize {
 	return nil
 }
 
+// streams begins a client's streams, which end with what comes from ended.
+func streams(ctx context.Context, x remotecommand.Executor, opts remotecommand.StreamOptions) (ended <-chan error) {
+	end := make(chan error, 1)
+	go func() { end <- x.StreamWithContext(ctx, opts) }()
+	return end
+}
+
+// A terminal is a client's end of one.
+type terminal struct {
+	typed *io.PipeWriter
+	out   harness.Buffer
+	ended <-chan error
+}
+
+func openTerminal(ctx context.Context, x remotecommand.Executor, width, height uint16) *terminal {
+	in, typed := io.Pipe()
+	size := make(sizes, 1)
+	size <- remotecommand.TerminalSize{Width: width, Height: height}
+	close(size)
+	t := &terminal{typed: typed}
+	t.ended = streams(ctx, x, remotecommand.StreamOptions{Stdin: in, Stdout: &t.out, Tty: true, TerminalSizeQueue: size})
+	return t
+}
+
 func TestExecWithATerminal(t *testing.T) {
 	eachDial(t, func(t *testing.T, dial dial) { execWithATerminal(t, start(t).Run(), dial) })
 }
@@ -115,38 +139,29 @@ func execWithATerminal(t *testing.T, p *harness.Pod, dial dial) {
 	c := p.Container(harness.Sleep()...)
 	ctx, cancel := context.WithTimeout(p.Ctx, harness.Patience)
 	defer cancel()
-	in, typed := io.Pipe()
-	defer typed.Close()
-	var out harness.Buffer
-	size := make(sizes, 1)
-	size <- remotecommand.TerminalSize{Width: 91, Height: 23}
-	defer close(size)
-	ended := make(chan error, 1)
-	x := dial(p.Env, execURL(c, &runtimeapi.ExecRequest{Cmd: []string{"sh"}, Tty: true, Stdin: true, Stdout: true}))
-	go func() {
-		ended <- x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: size})
-	}()
+	tty := openTerminal(ctx, dial(p.Env, execURL(c, &runtimeapi.ExecRequest{Cmd: []string{"sh"}, Tty: true, Stdin: true, Stdout: true})), 91, 23)
+	defer tty.typed.Close()
 	sees := func(what, want string) {
 		t.Helper()
-		p.Eventually(what, func() bool { return strings.Contains(out.String(), want) })
+		p.Eventually(what, func() bool { return strings.Contains(tty.out.String(), want) })
 	}
 	sees("a prompt", "# ")
-	fmt.Fprint(typed, "tty; stty size\n")
+	fmt.Fprint(tty.typed, "tty; stty size\n")
 	sees("a terminal", "/dev/pts/0")
 	sees("its size", "23 91")
-	fmt.Fprint(typed, "sleep 3592\n")
+	fmt.Fprint(tty.typed, "sleep 3592\n")
 	p.Eventually("the program runs", func() bool { return strings.Contains(c.Sh("ps -o args"), "sleep 3592") })
-	fmt.Fprint(typed, "\x03")
-	fmt.Fprint(typed, "echo interrupted $?; exit 4\n")
+	fmt.Fprint(tty.typed, "\x03")
+	fmt.Fprint(tty.typed, "echo interrupted $?; exit 4\n")
 	sees("the ^C", "interrupted 130")
 	select {
-	case err := <-ended:
+	case err := <-tty.ended:
 		var exit clientexec.CodeExitError
 		if !errors.As(err, &exit) || exit.Code != 4 {
 			t.Errorf("it ended with %v", err)
 		}
 	case <-ctx.Done():
-		t.Fatalf("it does not end; output %q", out.String())
+		t.Fatalf("it does not end; output %q", tty.out.String())
 	}
 }
 
@@ -172,10 +187,9 @@ func TestAnExecWhoseClientGoesIsNotTheContainersEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(p.Ctx)
 	var out harness.Buffer
 	x := bySPDY(p.Env, execURL(c, &runtimeapi.ExecRequest{Cmd: harness.Sh("echo started; cat"), Stdin: true, Stdout: true}))
-	ended := make(chan error, 1)
 	in, typed := io.Pipe()
 	defer typed.Close()
-	go func() { ended <- x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out}) }()
+	ended := streams(ctx, x, remotecommand.StreamOptions{Stdin: in, Stdout: &out})
 	p.Eventually("it has started", func() bool { return out.String() == "started\n" })
 	cancel()
 	<-ended
@@ -197,20 +211,14 @@ func attach(t *testing.T, p *harness.Pod) {
 	defer cancel()
 	in, typed := io.Pipe()
 	var out, errs harness.Buffer
-	ended := make(chan error, 1)
-	go func() {
-		ended <- bySPDY(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errs})
-	}()
+	ended := streams(ctx, bySPDY(p.Env, resp.Url), remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errs})
 	fmt.Fprintln(typed, "one")
 	p.Eventually("its answer", func() bool { return strings.Contains(out.String(), "got one\n") })
 	// A second one sees what comes from now on.
 	resp, err = p.CRI.Attach(p.Ctx, &runtimeapi.AttachRequest{ContainerId: c.ID, Stdout: true, Stderr: true})
 	p.Must(err, "attach")
 	var second, none harness.Buffer
-	ended2 := make(chan error, 1)
-	go func() {
-		ended2 <- bySPDY(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &second, Stderr: &none})
-	}()
+	ended2 := streams(ctx, bySPDY(p.Env, resp.Url), remotecommand.StreamOptions{Stdout: &second, Stderr: &none})
 	p.Eventually("the second one sees it too", func() bool {
 		fmt.Fprintln(typed, "two")
 		return strings.Contains(second.String(), "got two\n")
@@ -219,7 +227,7 @@ func attach(t *testing.T, p *harness.Pod) {
 	if st := c.Wait(); st.ExitCode != 6 {
 		t.Errorf("after the end of its input it ended with %v", st)
 	}
-	for _, e := range []chan error{ended, ended2} {
+	for _, e := range []<-chan error{ended, ended2} {
 		select {
 		case err := <-e:
 			if err != nil {
@@ -249,10 +257,7 @@ func TestAttachByWebsocket(t *testing.T) {
 	in, typed := io.Pipe()
 	defer typed.Close()
 	var out, errs harness.Buffer
-	ended := make(chan error, 1)
-	go func() {
-		ended <- byWebsocket(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errs})
-	}()
+	ended := streams(ctx, byWebsocket(p.Env, resp.Url), remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errs})
 	go fmt.Fprintln(typed, "one")
 	if st := c.Wait(); st.ExitCode != 6 {
 		t.Errorf("it ended with %v", st)
@@ -274,26 +279,18 @@ func attachToATerminal(t *testing.T, p *harness.Pod, dial dial) {
 	p.Must(err, "attach")
 	ctx, cancel := context.WithTimeout(p.Ctx, harness.Patience)
 	defer cancel()
-	in, typed := io.Pipe()
-	defer typed.Close()
-	var out harness.Buffer
-	size := make(sizes, 1)
-	size <- remotecommand.TerminalSize{Width: 77, Height: 19}
-	defer close(size)
-	ended := make(chan error, 1)
-	go func() {
-		ended <- dial(p.Env, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: size})
-	}()
+	tty := openTerminal(ctx, dial(p.Env, resp.Url), 77, 19)
+	defer tty.typed.Close()
 	p.Eventually("the terminal's size", func() bool {
-		fmt.Fprint(typed, "stty size\n")
+		fmt.Fprint(tty.typed, "stty size\n")
 		time.Sleep(50 * time.Millisecond)
-		return strings.Contains(out.String(), "19 77")
+		return strings.Contains(tty.out.String(), "19 77")
 	})
-	fmt.Fprint(typed, "exit 8\n")
+	fmt.Fprint(tty.typed, "exit 8\n")
 	if st := c.Wait(); st.ExitCode != 8 {
 		t.Errorf("it ended with %v", st)
 	}
-	<-ended
+	<-tty.ended
 	if log := c.Output("stdout"); !strings.Contains(log, "19 77") {
 		t.Errorf("the log has %q", log)
 	}
