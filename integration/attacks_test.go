@@ -149,13 +149,14 @@ func TestAttack2019_5736(t *testing.T) {
 	}
 
 	// Whatever shows up in its PID namespace it opens, keeps open, and tries to write to, with all rights that a container can have.
+	// (Without `command` the shell would end with the first process that is gone before it is opened.)
 	vol := e.TempDir()
 	c := image(e, e.Container(harness.Sh(`n=3
 while :; do
 	for p in /proc/[0-9]*; do
 		exe=$(readlink $p/exe) || continue
 		[ "$exe" = /bin/busybox ] && continue
-		[ $n -lt 9 ] && eval "exec $n< $p/exe" && echo "$exe" >>/vol/caught && n=$((n+1))
+		[ $n -lt 9 ] && eval "command exec $n< $p/exe" && echo "$exe" >>/vol/caught && n=$((n+1))
 	done
 	i=3
 	while [ $i -lt $n ]; do
