@@ -212,8 +212,14 @@ func TestACreatedCgroupIsInEveryHierarchyWithItsLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l, err := host()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, h := range own {
-		if h.own != p+"/a" {
+		// What is mounted nowhere stays known to the kernel while a cgroup in it is dying.
+		mounted := slices.ContainsFunc(l.hierarchies, func(m hierarchy) bool { return m.v2 == h.v2 && slices.Equal(m.controllers, h.controllers) })
+		if mounted && h.own != p+"/a" {
 			t.Errorf("in %v it is in %s", h.controllers, h.own)
 		}
 	}
