@@ -135,7 +135,8 @@ func (c *Cgroup) Create(ctx context.Context, holder int) (err error) {
 		if err != nil {
 			if c.scope != nil {
 				// It kills the holder with what it stops.
-				err = errors.Join(err, c.stop())
+				_, stopErr := c.stop()
+				err = errors.Join(err, stopErr)
 			}
 			for i := len(made) - 1; i >= 0; i-- {
 				_ = unix.Rmdir(made[i]) // a parent that someone else has come to use stays
@@ -441,17 +442,24 @@ func (c *Cgroup) Update(r *specs.LinuxResources) error {
 }
 
 // Delete removes the cgroup, also what the container made in it. Nothing may run in it any more; processes that are
-// just dying are waited for, for two seconds. What does not exist is no error.
+// just dying are waited for, for two seconds. What does not exist is no error. A scope that systemd has had no time to end is
+// left for it to remove.
 func (c *Cgroup) Delete() error {
 	var errs []error
+	ended := true
 	if c.scope != nil {
-		if err := c.stop(); err != nil {
+		var err error
+		if ended, err = c.stop(); err != nil {
 			errs = append(errs, fmt.Errorf("cgroup: %w", err))
 		}
 	}
 	deadline := time.Now().Add(2 * time.Second)
-	for _, dir := range c.dirs {
-		if err := removeTree(dir, deadline); err != nil {
+	for i, dir := range c.dirs {
+		remove := removeTree
+		if !ended && c.layout.hierarchies[i].watched() {
+			remove = emptyTree
+		}
+		if err := remove(dir, deadline); err != nil {
 			errs = append(errs, fmt.Errorf("cgroup: %w", err))
 		}
 	}

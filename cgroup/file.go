@@ -159,6 +159,21 @@ func removeTree(dir string, deadline time.Time) error {
 	}
 }
 
+// emptyTree removes all that is in a cgroup, and not itself.
+func emptyTree(dir string, deadline time.Time) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		removeChildren(unix.AT_FDCWD, dir)
+		pids, err := pidsBelow(dir)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return &os.PathError{Op: "empty", Path: dir, Err: fmt.Errorf("%w: processes in it: %v", unix.EBUSY, pids)}
+		}
+		time.Sleep(wait)
+	}
+}
+
 // removeChildren goes by file descriptors: a container that can make cgroups can make them deeper than a path can say.
 func removeChildren(at int, name string) {
 	_ = children(at, name, func(fd int, child string) {

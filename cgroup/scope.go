@@ -91,7 +91,8 @@ func (c *Cgroup) start(ctx context.Context, holder int) (err error) {
 		return fmt.Errorf("linux.cgroupsPath: start %s in %s: %w", u.Name, u.Slice, err)
 	}
 	if err := c.holds(holder); err != nil {
-		return errors.Join(err, c.stop())
+		_, stopErr := c.stop()
+		return errors.Join(err, stopErr)
 	}
 	return nil
 }
@@ -211,17 +212,24 @@ func (c *Cgroup) updateScope(list []Setting) error {
 	return nil
 }
 
-// stop ends the unit. That nobody is there to be told, or that it takes long, is no error: nothing runs in it any more, and a scope
-// without processes ends by itself. What can't be removed then the caller notices.
-func (c *Cgroup) stop() error {
+// stop ends the unit, and says whether it has ended. That nobody is there to be told, or that it takes long, is no error: nothing runs in it
+// any more, and a scope without processes ends by itself. It does not if its cgroup is removed while systemd is busy with a reload: after one
+// systemd looks which scopes are empty, which it can't see of that, and makes the cgroups of all units again.
+func (c *Cgroup) stop() (ended bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTime, errors.New("the scope was not stopped in time"))
 	defer cancel()
 	if systemd.Running() != nil {
-		return nil
+		return true, nil
 	}
-	err := c.scope.unit.Stop(ctx)
-	if err == nil || ctx.Err() != nil || errors.Is(err, errdefs.ErrUnavailable) {
-		return nil
+	err = c.scope.unit.Stop(ctx)
+	if err == nil {
+		return true, nil
 	}
-	return fmt.Errorf("stop %s: %w", c.scope.unit.Name, err)
+	if ctx.Err() != nil || errors.Is(err, errdefs.ErrUnavailable) {
+		return false, nil
+	}
+	return false, fmt.Errorf("stop %s: %w", c.scope.unit.Name, err)
 }
+
+// watched says that systemd learns from this hierarchy that a scope has become empty.
+func (h *hierarchy) watched() bool { return h.v2 || h.has("name=systemd") }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -432,4 +433,38 @@ func TestScopesComeAndGoWhileSystemdIsExecutedAnew(t *testing.T) {
 			t.Errorf("the cgroup of %s after its delete: %v", name, err)
 		}
 	}
+}
+
+// TestAScopeThatIsDeletedWhileSystemdIsBusyIsGoneInTheEnd: after a reload systemd makes the cgroups of all units that it had before, so one that
+// was removed behind its back would come back, and stay.
+func TestAScopeThatIsDeletedWhileSystemdIsBusyIsGoneInTheEnd(t *testing.T) {
+	e := withSystemd(t)
+	const unit, generators = "rsys-busy.scope", "/run/systemd/system-generators"
+	dir := t.TempDir()
+	begun, end := filepath.Join(dir, "begun"), filepath.Join(dir, "end")
+	c := runScope(scope(e, "busy", harness.Sleep()))
+	// systemd does nothing else while it waits for a generator.
+	e.Must(os.MkdirAll(generators, 0o755), "directory")
+	generator := filepath.Join(generators, "rsys-busy")
+	e.Must(os.WriteFile(generator, []byte("#!/bin/sh\n: >"+begun+"\nuntil [ -e "+end+" ]; do sleep 0.1; done\n"), 0o755), "generator")
+	defer os.Remove(generator)
+	reload := exec.Command("systemctl", "daemon-reload")
+	e.Must(reload.Start(), "daemon-reload")
+	defer func() { _ = reload.Wait() }()
+	finish := sync.OnceFunc(func() { e.Must(os.WriteFile(end, nil, 0o600), "end") })
+	defer finish()
+	e.Eventually("systemd is busy", func() bool { _, err := os.Stat(begun); return err == nil })
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+	c.Delete()
+	e.Must(os.Remove(generator), "remove the generator")
+	finish()
+	e.Must(reload.Wait(), "daemon-reload")
+	e.Eventually("the unit is gone", func() bool { return property(e, unit, "LoadState") == "not-found" })
+	e.Eventually("its cgroups are gone", func() bool {
+		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + e.SliceDir() + "/" + unit)
+		e.Must(err, "glob")
+		_, err = os.Lstat("/sys/fs/cgroup" + e.SliceDir() + "/" + unit)
+		return len(dirs) == 0 && os.IsNotExist(err)
+	})
 }
