@@ -16,6 +16,7 @@ DOCKER=28.5.2
 STATICCHECK=0.8.2
 CRIU=4.1.1
 CHECKPOINTCTL=1.6.0
+CRICTL=1.37.0
 
 # Exactly the toolchain that is installed, and no stamp of the git state: the
 # scripts must give the same result in a checkout, a copy and a tarball.
@@ -170,6 +171,11 @@ get_staticcheck() {
 
 get_checkpointctl() {
 	CGO_ENABLED=0 build_module "checkpointctl-$CHECKPOINTCTL" github.com/checkpoint-restore/checkpointctl "$CHECKPOINTCTL" .
+}
+
+get_crictl() {
+	CGO_ENABLED=0 build_module "crictl-$CRICTL" sigs.k8s.io/cri-tools "$CRICTL" \
+		-ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$CRICTL" ./cmd/crictl
 }
 
 # Debian 12's criu, 3.17.1, can do nothing on Linux 6.18 ("Unexpected rt vDSO area bounds"). The next Debian's is

@@ -89,6 +89,11 @@ func runIsolated(more uintptr) int {
 			// Whatever the way it ended, nothing of it may go on running.
 			killAll(os.Getpid())
 			_ = os.RemoveAll(dir)
+			if more&unix.CLONE_NEWNET != 0 {
+				// CNI's library makes them, whatever its plugins are told; they stay if there is anything else in them.
+				_ = unix.Rmdir("/var/lib/cni/results")
+				_ = unix.Rmdir("/var/lib/cni")
+			}
 			for _, kind := range []string{"it", "bench"} {
 				for _, cgroup := range cgroupDirs(fmt.Sprintf("rsys-%s-%d", kind, inner)) {
 					_ = unix.Rmdir(cgroup)
