@@ -36,8 +36,13 @@ func TestMain(m *testing.M) {
 	case "sleep":
 		time.Sleep(time.Hour) // without cgo, Go takes an empty select for a deadlock
 		os.Exit(1)
+	case "work":
+		for {
+			time.Sleep(time.Millisecond)
+		}
 	case "fork":
-		// Has children that have children, faster than a reader can list them.
+		// Has children, faster than a reader can list them.
+		_, _ = os.NewFile(3, "begin").Read(make([]byte, 1))
 		for {
 			_ = exec.Command("/bin/sleep", "100").Start()
 		}
@@ -444,10 +449,17 @@ func TestAForkBombDies(t *testing.T) {
 		t.Run("by "+with, func(t *testing.T) {
 			p := parent(t)
 			c := create(t, Config{Path: p + "/a", ID: "a", Resources: &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr[int64](100)}}})
-			cmd := helper(t, "fork", nil)
+			wait, begin, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer wait.Close()
+			cmd := helper(t, "fork", nil, wait)
+			// A child that it had meanwhile would be in some hierarchies alone.
 			if err := c.Join(cmd.Process.Pid); err != nil {
 				t.Fatal(err)
 			}
+			begin.Close()
 			time.Sleep(200 * time.Millisecond)
 			k := *c
 			if with != "cgroup.kill" {
@@ -585,20 +597,21 @@ func TestMetricsAreWhatContainerdDecodes(t *testing.T) {
 	v1(t)
 	p := parent(t)
 	c := create(t, Config{Path: p + "/a", ID: "a", Resources: everything()})
-	if err := c.Join(helper(t, "sleep", nil).Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(50 * time.Millisecond)
-	b, err := c.Stats()
-	if err != nil {
+	if err := c.Join(helper(t, "work", nil).Process.Pid); err != nil {
 		t.Fatal(err)
 	}
 	var m stats1.Metrics
-	if want := string(m.ProtoReflect().Descriptor().FullName()); b.GetTypeUrl() != want {
-		t.Errorf("type %s, want %s", b.GetTypeUrl(), want)
-	}
-	if err := proto.Unmarshal(b.GetValue(), &m); err != nil {
-		t.Fatal(err)
+	for deadline := time.Now().Add(10 * time.Second); m.CPU.GetUsage().GetTotal() == 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		b, err := c.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := string(m.ProtoReflect().Descriptor().FullName()); b.GetTypeUrl() != want {
+			t.Fatalf("type %s, want %s", b.GetTypeUrl(), want)
+		}
+		if err := proto.Unmarshal(b.GetValue(), &m); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if len(m.ProtoReflect().GetUnknown()) > 0 {
 		t.Error("it has fields that containerd does not know")

@@ -245,11 +245,13 @@ func TestMetricsOfAV2Cgroup(t *testing.T) {
 	pureV2(t)
 	p := parent(t)
 	c := create(t, Config{Path: p + "/a", ID: "a", Resources: everything()})
-	if err := c.Join(helper(t, "sleep", nil).Process.Pid); err != nil {
+	if err := c.Join(helper(t, "work", nil).Process.Pid); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(50 * time.Millisecond)
 	m := metrics2(t, c)
+	for deadline := time.Now().Add(10 * time.Second); m.CPU.GetUsageUsec() == 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		m = metrics2(t, c)
+	}
 	if len(m.ProtoReflect().GetUnknown()) > 0 {
 		t.Error("it has fields that containerd does not know")
 	}
