@@ -30,6 +30,7 @@ import (
 type streamIO struct {
 	cfg     cio.Config
 	address string
+	pause   time.Duration // of the reader, before it takes more
 
 	mu      sync.Mutex
 	clients []*ttrpc.Client
@@ -81,6 +82,17 @@ func (s *streamIO) open(ctx context.Context, url string) (streaming.Stream, erro
 	return proxy.NewStreamCreator(c).Create(ctx, url[strings.IndexByte(url, '=')+1:])
 }
 
+// slowly is a writer that takes its time.
+type slowly struct {
+	io.Writer
+	time.Duration
+}
+
+func (w slowly) Write(p []byte) (int, error) {
+	time.Sleep(w.Duration)
+	return w.Writer.Write(p)
+}
+
 // connect opens all streams, the first time or again.
 func (s *streamIO) connect(ctx context.Context) error {
 	for url, buf := range map[string]*harness.Buffer{s.cfg.Stdout: &s.stdout, s.cfg.Stderr: &s.stderr} {
@@ -92,7 +104,9 @@ func (s *streamIO) connect(ctx context.Context) error {
 			return err
 		}
 		s.copies.Go(func() {
-			if _, err := io.Copy(buf, transfer.ReadByteStream(ctx, st)); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+			r := transfer.ReadByteStream(ctx, st)
+			defer r.Close()
+			if _, err := io.Copy(slowly{buf, s.pause}, r); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				s.errs = append(s.errs, err)
@@ -167,6 +181,25 @@ func TestStreamsOfTheShimCarryInputAndOutput(t *testing.T) {
 	for _, err := range s.errs {
 		t.Error(err)
 	}
+}
+
+// CRI stops reading when it is told that a container or an exec has ended.
+func TestAnExitIsToldWhenTheReaderOfAStreamHasAllOfIt(t *testing.T) {
+	e, first, group := startStreams(t)
+	c := e.Container(harness.Sh("for i in 1 2 3 4 5 6; do echo $i; sleep 0.01; done; echo to stderr >&2"), group)
+	s := newStreamIO(shimAddress(e, first.ID()), c.ID(), false, false)
+	s.pause = 100 * time.Millisecond
+	ctx, cancel := context.WithCancel(e.Ctx)
+	e.Must(s.connect(ctx), "open the streams")
+	c.IO.Creator = s.creator()
+	c.Run()
+	c.Wait()
+	cancel()
+	s.copies.Wait()
+	if out, err := s.stdout.String(), s.stderr.String(); out != "1\n2\n3\n4\n5\n6\n" || err != "to stderr\n" {
+		t.Errorf("stdout %q, stderr %q", out, err)
+	}
+	s.hangUp()
 }
 
 func TestCloseIOIsTheEndOfAStreamsInputAndLosesNoneOfIt(t *testing.T) {

@@ -26,7 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-var binary struct {
+var built struct {
 	sync.Once
 	dir, path string
 	err       error
@@ -34,8 +34,8 @@ var binary struct {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if binary.dir != "" {
-		os.RemoveAll(binary.dir)
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
 	}
 	os.Exit(code)
 }
@@ -43,21 +43,21 @@ func TestMain(m *testing.M) {
 // shimBinary builds the shim as it is released.
 func shimBinary(t *testing.T) string {
 	t.Helper()
-	binary.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "rsys-shim-test-"); binary.err != nil {
+	built.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "rsys-shim-test-"); built.err != nil {
 			return
 		}
-		binary.path = filepath.Join(binary.dir, "containerd-shim-rsys-v1")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=v0-test", "-o", binary.path, "../cmd/containerd-shim-rsys-v1")
+		built.path = filepath.Join(built.dir, "containerd-shim-rsys-v1")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=v0-test", "-o", built.path, "../cmd/containerd-shim-rsys-v1")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			binary.err = fmt.Errorf("%w\n%s", err, out)
+			built.err = fmt.Errorf("%w\n%s", err, out)
 		}
 	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
+	if built.err != nil {
+		t.Fatal(built.err)
 	}
-	return binary.path
+	return built.path
 }
 
 // A started is what the start verb has answered for one bundle.

@@ -68,7 +68,7 @@ func serve(flags *bootstrap.Flags) error {
 		return err
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(context.Background(), listener) }()
+	go func() { served <- serveConnections(context.Background(), server, listener) }()
 	go handleSignals(svc)
 	if bundle, err := os.Getwd(); err == nil {
 		go goIfForgotten(svc, bundle, forgottenTime)
@@ -98,7 +98,7 @@ func serve(flags *bootstrap.Flags) error {
 
 // newServer makes a ttrpc server with both versions of the task service, and the sandbox service.
 func newServer(svc *service, spans *spanExporter) (*ttrpc.Server, error) {
-	opts := []ttrpc.ServerOpt{ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser())}
+	opts := []ttrpc.ServerOpt{ttrpc.WithServerHandshaker(seen{ttrpc.UnixSocketRequireSameUser()})}
 	if spans != nil {
 		opts = append(opts, ttrpc.WithUnaryServerInterceptor(traceRequests(spans)))
 	}

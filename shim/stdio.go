@@ -250,7 +250,7 @@ func (pio *processIO) drainStreams(limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for _, out := range pio.outStreams {
-		if !out.streams.has(out.id) {
+		if !out.streams.has(out.id) && !out.ending.Load() {
 			continue // what is left is kept until close, for a client that comes again
 		}
 		select {

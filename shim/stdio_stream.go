@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -68,7 +69,8 @@ type outputStream struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	once    sync.Once
-	drained chan struct{} // all that the process wrote is sent
+	ending  atomic.Bool   // the client has been told of the end
+	drained chan struct{} // all that the process wrote is sent, and read if the client says so
 }
 
 func startOutputStream(ss *streams, id string, pipe *os.File) *outputStream {
@@ -81,10 +83,10 @@ func startOutputStream(ss *streams, id string, pipe *os.File) *outputStream {
 func (o *outputStream) copy() {
 	var s *stream
 	defer func() {
-		o.isDrained()
 		if s != nil {
-			s.end()
+			o.end(s)
 		}
+		o.isDrained()
 	}()
 	var window int
 	var credits <-chan int
@@ -130,14 +132,27 @@ func (o *outputStream) copy() {
 			o.isDrained()
 			o.pipe.SetReadDeadline(time.Time{})
 		default:
-			o.isDrained()
 			if s == nil || s.broken() {
+				o.isDrained()
 				if s, err = o.streams.wait(o.ctx, o.id, s); err != nil {
 					return
 				}
 			}
 			return
 		}
+	}
+}
+
+// end ends the stream, and waits until the client has read all that was sent. CRI stops reading when it is told of the exit.
+func (o *outputStream) end(s *stream) {
+	o.ending.Store(true)
+	s.end()
+	timer := time.NewTimer(drainAtExit)
+	defer timer.Stop()
+	select {
+	case <-s.hungUp:
+	case <-o.ctx.Done():
+	case <-timer.C:
 	}
 }
 

@@ -60,6 +60,9 @@ func (ss *streams) serve(ctx context.Context, server ttrpc.StreamServer) error {
 	}
 	id := string(name)
 	s := &stream{server: server, gone: ctx.Done(), ended: make(chan struct{})}
+	if c := connectionOf(ctx); c != nil {
+		s.hungUp = c.hungUp
+	}
 	ss.mu.Lock()
 	ss.open[id] = s // in place of one whose client is gone, and perhaps not yet known to be
 	close(ss.change)
@@ -114,6 +117,7 @@ func (ss *streams) has(id string) bool {
 type stream struct {
 	server ttrpc.StreamServer
 	gone   <-chan struct{} // closed with the connection
+	hungUp <-chan struct{} // closed when the client has ended its side, or with the connection
 	ended  chan struct{}
 	once   sync.Once
 }
