@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +20,79 @@ func ctr(e *harness.Env, args ...string) (string, error) {
 	args = append([]string{"--address", e.Address(), "--namespace", e.Namespace}, args...)
 	out, err := exec.Command(filepath.Join(e.Containerd, "ctr"), args...).CombinedOutput()
 	return string(out), err
+}
+
+// commands are the lines of a page's blocks of code whose program, the first word, is one of those.
+func commands(t *testing.T, page string, programs ...string) (lines []string) {
+	t.Helper()
+	data, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := false
+	for line := range strings.Lines(string(data)) {
+		if strings.HasPrefix(line, "```") {
+			code = !code
+		} else if program, _, _ := strings.Cut(line, " "); code && slices.Contains(programs, program) {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+func TestTheCommandsOfTheDebuggingPageWork(t *testing.T) {
+	if peer() {
+		t.Skip("they are about our shim")
+	}
+	e := startTraced(t)
+	c := e.Container(harness.Sleep()).Run()
+	c.RunExec("true") // a joiner is there
+	bundle := e.Bundle(c.ID())
+	ids := shims(e)
+	if len(ids) != 1 {
+		t.Fatalf("there are %d shims", len(ids))
+	}
+	shim := strconv.Itoa(ids[0])
+	socket, err := os.ReadFile(filepath.Join(bundle, "debug-address"))
+	e.Must(err, "where the debug socket is")
+	const bundles = "/run/containerd/io.containerd.runtime.v2.task" // where the machine's containerd has them, in our own /run
+	e.Must(os.MkdirAll(filepath.Dir(bundles), 0o711), "make containerd's directory")
+	e.Must(os.Symlink(filepath.Dir(filepath.Dir(bundle)), bundles), "link the bundles")
+	t.Cleanup(func() { os.Remove(bundles) })
+	// What stands for something in capitals.
+	words := strings.NewReplacer("NAMESPACE", e.Namespace, "ID", c.ID(), "SHIM", shim, "SOCKET", strings.TrimPrefix(string(socket), "unix://"),
+		"PID", strconv.Itoa(int(c.Task.Pid())), "seconds=10", "seconds=1")
+	_, noCurl := exec.LookPath("curl")
+	help, _ := ctr(e, "shim", "--help")
+	// Left out are building, journalctl, and the call of the verb delete, which ends the container.
+	lines := commands(t, "../docs/debugging.md", "containerd-shim-rsys-v1", "cat", "ctr", "ls", "pgrep", "grep", "kill", "curl")
+	if len(lines) < 15 {
+		t.Fatalf("the page has %q", lines)
+	}
+	for _, line := range lines {
+		switch {
+		case strings.HasPrefix(line, "ctr run"): // package faults
+			continue
+		case strings.HasPrefix(line, "curl") && noCurl != nil, strings.Contains(line, " pprof ") && !strings.Contains(help, "pprof"):
+			t.Logf("not here: %s", line)
+			continue
+		}
+		cmd := exec.CommandContext(e.Ctx, "sh", "-c", words.Replace(line))
+		cmd.Dir = t.TempDir()
+		cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(slices.Clone(e.Path), e.Containerd, os.Getenv("PATH")), ":"),
+			"CONTAINERD_ADDRESS="+e.Address(), "CONTAINERD_NAMESPACE="+e.Namespace)
+		out, err := cmd.CombinedOutput()
+		if files, _ := filepath.Glob(filepath.Join(cmd.Dir, "*")); len(files) == 1 {
+			more, _ := os.ReadFile(files[0])
+			out = append(out, more...)
+		}
+		if err != nil || len(out) == 0 && !strings.HasPrefix(line, "kill") {
+			t.Errorf("%s: %v: %.300q", line, err, out)
+		}
+	}
+	c.Kill(syscall.SIGKILL)
+	c.Wait()
+	c.Delete()
 }
 
 func TestTheDebugSocketAnswersPprof(t *testing.T) {
