@@ -2,10 +2,7 @@
 package deploy
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -15,7 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"go.yaml.in/yaml/v3"
+	appsv1 "k8s.io/api/apps/v1"
+	nodev1 "k8s.io/api/node/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/yaml"
 
 	"github.com/rsys-io/rsys/integration/harness"
 )
@@ -277,78 +278,65 @@ func TestTheInstallerRunsInBusybox(t *testing.T) {
 	}
 }
 
-// documents reads a file of YAML.
-func documents(t *testing.T, path string) (docs []map[string]any) {
+// manifest decodes one as the API server does that is asked to be strict: a field that is not of the type, or there twice, is an error.
+func manifest[T any](t *testing.T, name string) *T {
 	t.Helper()
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(filepath.Join(repository, "deploy/kubernetes", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for dec := yaml.NewDecoder(bytes.NewReader(data)); ; {
-		var doc map[string]any
-		err := dec.Decode(&doc)
-		if errors.Is(err, io.EOF) {
-			return docs
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		docs = append(docs, doc)
+	object := new(T)
+	if err := yaml.UnmarshalStrict(data, object); err != nil {
+		t.Fatalf("%s: %v", name, err)
 	}
+	return object
 }
 
-// at is what is in a document under a path.
-func at(t *testing.T, doc any, path ...any) any {
-	t.Helper()
-	for _, p := range path {
-		switch key := p.(type) {
-		case string:
-			m, _ := doc.(map[string]any)
-			doc = m[key]
-		case int:
-			list, _ := doc.([]any)
-			if key >= len(list) {
-				t.Fatalf("there is no %v", path)
-			}
-			doc = list[key]
-		}
+func TestTheRuntimeClassNamesTheRuntime(t *testing.T) {
+	class := manifest[nodev1.RuntimeClass](t, "runtimeclass.yaml")
+	if class.TypeMeta != (metav1.TypeMeta{APIVersion: "node.k8s.io/v1", Kind: "RuntimeClass"}) || class.Name == "" {
+		t.Errorf("it is %+v", class)
 	}
-	if doc == nil {
-		t.Fatalf("there is no %v", path)
-	}
-	return doc
-}
-
-func TestTheManifestsNameWhatThereIs(t *testing.T) {
-	class := documents(t, repository+"/deploy/kubernetes/runtimeclass.yaml")[0]
-	if at(t, class, "kind") != "RuntimeClass" || at(t, class, "apiVersion") != "node.k8s.io/v1" {
-		t.Errorf("%v", class)
-	}
-	handler := at(t, class, "handler").(string)
 	for _, file := range []string{"config-v2.toml", "config-v3.toml"} {
 		data, err := os.ReadFile(repository + "/deploy/containerd/" + file)
-		if err != nil || !strings.Contains(string(data), ".containerd.runtimes."+handler+"]\n") {
-			t.Errorf("%s has no runtime %s: %v", file, handler, err)
+		if err != nil || !strings.Contains(string(data), ".containerd.runtimes."+class.Handler+"]\n") {
+			t.Errorf("%s has no runtime %s: %v", file, class.Handler, err)
 		}
 	}
+}
 
-	set := documents(t, repository+"/deploy/kubernetes/installer.yaml")[0]
-	if at(t, set, "kind") != "DaemonSet" || at(t, set, "apiVersion") != "apps/v1" {
-		t.Errorf("%v", set)
+func TestTheKustomizationHasAllManifestsAndTheirImage(t *testing.T) {
+	var k struct {
+		metav1.TypeMeta `json:",inline"`
+		Resources       []string
+		Images          []struct{ Name, NewName, NewTag string }
 	}
-	if got := at(t, set, "spec", "template", "metadata", "labels"); fmt.Sprint(got) != fmt.Sprint(at(t, set, "spec", "selector", "matchLabels")) {
-		t.Errorf("the selector does not select the pods: %v", got)
+	data, err := os.ReadFile(repository + "/deploy/kubernetes/kustomization.yaml")
+	if err != nil {
+		t.Fatal(err)
 	}
-	pod := at(t, set, "spec", "template", "spec")
-	first := at(t, pod, "initContainers", 0)
-	if at(t, pod, "hostPID") != true || at(t, first, "securityContext", "privileged") != true {
-		t.Error("it can't restart containerd")
+	if err := yaml.UnmarshalStrict(data, &k); err != nil {
+		t.Fatal(err)
 	}
-	mount := at(t, first, "volumeMounts", 0)
-	if at(t, mount, "name") != at(t, pod, "volumes", 0, "name") || at(t, pod, "volumes", 0, "hostPath", "path") != "/" {
-		t.Errorf("the volume is another: %v", mount)
+	files, _ := filepath.Glob(repository + "/deploy/kubernetes/*.yaml")
+	for _, f := range files {
+		if f = filepath.Base(f); f != "kustomization.yaml" && !slices.Contains(k.Resources, f) {
+			t.Errorf("it has no %s: %v", f, k.Resources)
+		}
 	}
-	// What it runs is in the image, at this place, and takes these arguments.
+	for _, name := range []string{"installer.yaml", "uninstaller.yaml"} {
+		pod := manifest[appsv1.DaemonSet](t, name).Spec.Template.Spec
+		for _, c := range append(pod.InitContainers, pod.Containers...) {
+			if image, _, _ := strings.Cut(c.Image, ":"); len(k.Images) != 1 || image != k.Images[0].Name {
+				t.Errorf("%s: %s is not among the images %v", name, c.Image, k.Images)
+			}
+		}
+	}
+}
+
+// imageFiles are what deploy/Dockerfile has in the image, and where from.
+func imageFiles(t *testing.T) map[string]string {
+	t.Helper()
 	image, err := os.ReadFile(repository + "/deploy/Dockerfile")
 	if err != nil {
 		t.Fatal(err)
@@ -362,26 +350,41 @@ func TestTheManifestsNameWhatThereIs(t *testing.T) {
 			}
 		}
 	}
-	command := at(t, first, "command", 0).(string)
-	source, ok := copied[command]
+	return copied
+}
+
+// installerCommand is what a DaemonSet runs on a node, with the node's root directory in the place of ours.
+func installerCommand(t *testing.T, name, root string) []string {
+	t.Helper()
+	set := manifest[appsv1.DaemonSet](t, name)
+	if set.TypeMeta != (metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"}) {
+		t.Errorf("%s is %v", name, set.TypeMeta)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
+	if err != nil || !selector.Matches(labels.Set(set.Spec.Template.Labels)) {
+		t.Errorf("%s: %v does not select its pods: %v", name, selector, err)
+	}
+	pod := set.Spec.Template.Spec
+	first := pod.InitContainers[0]
+	if !pod.HostPID || first.SecurityContext == nil || first.SecurityContext.Privileged == nil || !*first.SecurityContext.Privileged {
+		t.Errorf("%s can't restart containerd", name)
+	}
+	mount, volume := first.VolumeMounts[0], pod.Volumes[0]
+	if mount.Name != volume.Name || volume.HostPath == nil || volume.HostPath.Path != "/" {
+		t.Errorf("%s: the volume is another: %v, %v", name, mount, volume)
+	}
+	source, ok := imageFiles(t)[first.Command[0]]
 	if !ok {
-		t.Fatalf("%s is not in the image: %v", command, copied)
+		t.Fatalf("%s: %v is not in the image", name, first.Command)
 	}
-	root := t.TempDir()
-	args := []string{"--shim", "/bin/true"}
-	for _, a := range at(t, first, "args").([]any) {
-		switch s := a.(string); s {
-		case at(t, mount, "mountPath"):
-			args = append(args, root)
-		case "--restart": // not this machine's
-		default:
-			args = append(args, s)
+	command := []string{filepath.Join(repository, source)}
+	for _, a := range first.Args {
+		if a == mount.MountPath {
+			a = root
 		}
+		command = append(command, a)
 	}
-	run(t, filepath.Join(repository, source), args...)
-	if _, err := os.Stat(filepath.Join(root, "opt/rsys/bin/containerd-shim-rsys-v1")); err != nil {
-		t.Error(err)
-	}
+	return command
 }
 
 func TestTheDebianPackageInstallsAndRemovesCleanly(t *testing.T) {
