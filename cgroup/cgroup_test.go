@@ -483,6 +483,25 @@ func TestAForkBombDies(t *testing.T) {
 	}
 }
 
+func TestWhatHasUsedUpItsQuotaDiesAllTheSame(t *testing.T) {
+	// Ten of them can die in a second.
+	c := create(t, Config{Path: parent(t) + "/a", ID: "a", Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr[int64](1000), Period: ptr[uint64](1000000)}}})
+	var cmds []*exec.Cmd
+	for range 200 {
+		cmd := helper(t, "work", nil)
+		cmds = append(cmds, cmd)
+		if err := c.Join(cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Kill(); err != nil {
+		t.Error(err)
+	}
+	for _, cmd := range cmds {
+		_ = cmd.Wait()
+	}
+}
+
 func TestAFreezeThatCanNotBeHadIsUndone(t *testing.T) {
 	p := parent(t)
 	c := create(t, Config{Path: p + "/a", ID: "a"})

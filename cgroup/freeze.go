@@ -134,6 +134,9 @@ func (c *Cgroup) Kill() error {
 		if try > 2 && freezer != "" {
 			_ = write(freezer, "freezer.state", "FROZEN")
 		}
+		if try == unthrottleAt {
+			c.unthrottle()
+		}
 		pids, err := c.Pids()
 		if err != nil {
 			return false, err
@@ -153,6 +156,18 @@ func (c *Cgroup) Kill() error {
 		return fmt.Errorf("cgroup: killing %s (left: %v): %w", c.dirs[0], left, err)
 	}
 	return nil
+}
+
+// unthrottleAt is the look at which Kill takes the quota away, after a few milliseconds.
+const unthrottleAt = 6
+
+// unthrottle takes the CPU quota away: what is killed needs CPU time to die, and waits for it as for any other.
+func (c *Cgroup) unthrottle() {
+	if c.layout.v2 {
+		_ = write(c.dirs[0], "cpu.max", "max")
+	} else if dir := c.dir("cpu"); dir != "" {
+		_ = write(dir, "cpu.cfs_quota_us", "-1")
+	}
 }
 
 // thaw thaws a v1 cgroup and those below it, which the container may have frozen itself.
