@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -329,9 +330,5 @@ func (r *run) joinCgroup(ctx context.Context, cg *cgroup.Cgroup) error {
 }
 
 func argString(a call.Arg) string {
-	n := len(a.Data)
-	if n > 0 && a.Data[n-1] == 0 {
-		n--
-	}
-	return string(a.Data[:n])
+	return strings.TrimSuffix(a.Data, "\x00")
 }

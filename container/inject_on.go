@@ -55,7 +55,7 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 	r.injection.at = -1
 	s := &r.plan.Steps[at]
 	if from < at && s.Who != oci.Shim {
-		if err := r.do(ctx, from, at, r.steps.Do); err != nil {
+		if err := r.do(ctx, from, at, r.steps.DoAll); err != nil {
 			return err
 		}
 	}
@@ -67,7 +67,7 @@ func (r *run) inject(ctx context.Context, from, end int) error {
 		if s.Who == oci.Shim {
 			return nil // and see what becomes of it
 		}
-		return r.do(ctx, at, end, r.steps.Do)
+		return r.do(ctx, at, end, r.steps.DoAll)
 	}
 	for e := unix.Errno(1); e < 134; e++ {
 		if unix.ErrnoName(e) == r.injection.what {

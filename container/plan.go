@@ -63,7 +63,7 @@ func (r *run) through(ctx context.Context, end int) error {
 		if err := r.inject(ctx, from, r.next); err != nil {
 			return err
 		}
-		if err := r.do(ctx, from, r.next, r.steps.Do); err != nil {
+		if err := r.do(ctx, from, r.next, r.steps.DoAll); err != nil {
 			return err
 		}
 		r.leaveLoops()
@@ -100,12 +100,12 @@ func (r *run) exec(ctx context.Context) error {
 	if err := r.inject(ctx, from, end); err != nil {
 		return err
 	}
-	return r.do(ctx, from, end, r.steps.Exec)
+	return r.do(ctx, from, end, r.steps.ExecAll)
 }
 
-func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ...call.Step) error) error {
+func (r *run) do(ctx context.Context, from, end int, do func(context.Context, []*call.Step) error) error {
 	rec, began := recording(ctx)
-	err := do(ctx, r.callSteps(from, end)...)
+	err := do(ctx, r.childSteps(from, end))
 	defer func() { rec.program(r.plan, from, end, r.task.Pid(), began, r.known, err) }()
 	for err != nil {
 		at := r.mendable(err)
@@ -116,11 +116,20 @@ func (r *run) do(ctx context.Context, from, end int, do func(context.Context, ..
 			break
 		}
 		r.steps.Rewind(at)
-		if err = do(ctx, r.callSteps(at, end)...); r.mendable(err) == at {
+		if err = do(ctx, r.childSteps(at, end)); r.mendable(err) == at {
 			break
 		}
 	}
 	return r.explain(err)
+}
+
+// childSteps are the calls of steps [from, end), none of which is the shim's.
+func (r *run) childSteps(from, end int) []*call.Step {
+	steps := make([]*call.Step, 0, end-from)
+	for i := from; i < end; i++ {
+		steps = append(steps, &r.plan.Steps[i].Step)
+	}
+	return steps
 }
 
 // known is a step's result, of one that may not have been reached.

@@ -159,6 +159,6 @@ func Readable(c call.Call) call.Call {
 		return c
 	}
 	c.Args = slices.Clone(c.Args)
-	c.Args[env] = call.Arg{Form: call.FormNamed, Data: []byte("[" + strconv.Itoa(len(c.Args[env].Ptrs)) + " variables]")}
+	c.Args[env] = call.Arg{Form: call.FormNamed, Data: "[" + strconv.Itoa(len(c.Args[env].Ptrs())) + " variables]"}
 	return c
 }

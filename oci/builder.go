@@ -10,9 +10,9 @@ import (
 // A builder appends steps to a Plan.
 type builder struct {
 	*Plan
-	phase      Phase
-	why, about string
-	outside    bool // the child's steps are the parent's
+	*Reason // of the steps to come
+	phase   Phase
+	outside bool // the child's steps are the parent's
 }
 
 // maxSteps is far above what any container needs and far below what would hurt the shim.
@@ -22,14 +22,17 @@ const maxSteps = 1 << 17
 const stepsAMount = 20
 
 func newBuilder(steps int) *builder {
-	return &builder{Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
+	return &builder{Reason: new(Reason), Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
 }
 
 // item is the path of an element of a list in the config.
 func item(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]" }
 
 // at names the config field that asks for the steps to come.
-func (b *builder) at(why, about string) { b.why, b.about = why, about }
+func (b *builder) at(why, about string) { b.Reason = &Reason{why, about} }
+
+// about says what they are about, for the same field.
+func (b *builder) about(what string) { b.at(b.Why, what) }
 
 func (b *builder) add(who Who, c call.Call, p call.Policy) int {
 	switch {
@@ -40,7 +43,7 @@ func (b *builder) add(who Who, c call.Call, p call.Policy) int {
 	}
 	b.Steps = append(b.Steps, Step{
 		Step: call.Step{Call: c, OnError: p},
-		Who:  who, Phase: b.phase, Why: b.why, About: b.about,
+		Who:  who, Phase: b.phase, Reason: b.Reason,
 	})
 	return len(b.Steps) - 1
 }
@@ -62,10 +65,10 @@ func (b *builder) fails(errno unix.Errno) int {
 }
 
 // okHere makes a success of step i go on with the step that is added next.
-func (b *builder) okHere(i int) { b.Steps[i].SkipOK = len(b.Steps) - i - 1 }
+func (b *builder) okHere(i int) { b.Steps[i].SkipOK = int32(len(b.Steps) - i - 1) }
 
 // errHere makes a tolerated error of step i go on with the step that is added next.
-func (b *builder) errHere(i int) { b.Steps[i].SkipErr = len(b.Steps) - i - 1 }
+func (b *builder) errHere(i int) { b.Steps[i].SkipErr = int32(len(b.Steps) - i - 1) }
 
 func (b *builder) close(fd call.Arg) int { return b.do(call.Close(fd)) }
 

@@ -29,7 +29,7 @@ func (c *compiler) cgroupV1(m *specs.Mount, o *mountOptions, t target) {
 	readonly := o.set & unix.MOUNT_ATTR_RDONLY
 	for _, h := range c.host.CgroupV1 {
 		name := path.Base(h.Mountpoint)
-		c.about = path.Join(m.Destination, name)
+		c.about(path.Join(m.Destination, name))
 		var mnt call.Arg
 		if c.ns.has(specs.CgroupNamespace) {
 			source := "cgroup"

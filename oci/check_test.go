@@ -36,7 +36,7 @@ func check(t testing.TB, p *Plan) {
 		if s.Nr == 0 && s.Name != "read" {
 			bad(i, "no number")
 		}
-		for _, skip := range []int{s.SkipOK, s.SkipErr} {
+		for _, skip := range []int{int(s.SkipOK), int(s.SkipErr)} {
 			if skip < 0 || i+1+skip > n || i+1+skip < n && p.Steps[i+1+skip].Phase != s.Phase && !endsPhase(p, i+1+skip) {
 				bad(i, "goes to %d", i+1+skip)
 			}
@@ -92,18 +92,18 @@ func checkArg(t testing.TB, p *Plan, i int, a *call.Arg, bad func(int, string, .
 			bad(i, "uses argument %d of %d, which is no output", a.Index, a.Step)
 			return
 		}
-		if size := map[call.Kind]int32{call.KindWord: 8, call.KindInt32: 4}[a.Kind]; a.Off < 0 || a.Off+size > from[a.Index].Size {
+		if size := map[call.Kind]int64{call.KindWord: 8, call.KindInt32: 4}[a.Kind]; a.Off < 0 || int64(a.Off)+size > from[a.Index].Int {
 			bad(i, "reads beyond the output of %d", a.Step)
 		}
 	case call.KindIn:
-		if a.Form == call.FormString && strings.IndexByte(string(a.Data), 0) != len(a.Data)-1 {
+		if a.Form == call.FormString && strings.IndexByte(a.Data, 0) != len(a.Data)-1 {
 			bad(i, "a string with a zero byte in it")
 		}
-		for k := range a.Ptrs {
-			if a.Ptrs[k].Off < 0 || a.Ptrs[k].Off+8 > len(a.Data) {
+		for k := range a.Ptrs() {
+			if a.Ptrs()[k].Off < 0 || a.Ptrs()[k].Off+8 > len(a.Data) {
 				bad(i, "a pointer outside of its data")
 			}
-			checkArg(t, p, i, &a.Ptrs[k].To, bad)
+			checkArg(t, p, i, &a.Ptrs()[k].To, bad)
 		}
 	}
 }
@@ -150,11 +150,11 @@ func checkPaths(t testing.TB, p *Plan, bad func(int, string, ...any)) {
 		after := state{slices.Clone(now.ok), slices.Clone(now.ran)}
 		after.ran[i] = true
 		if s.OnError != call.Stop {
-			meet(&at[i+1+s.SkipErr], after)
+			meet(&at[i+1+int(s.SkipErr)], after)
 		}
 		after.ok[i] = true
 		if never := s.Nr == call.NrExpect && s.Args[0].Kind == call.KindInt && uint64(s.Args[0].Int)&uint64(s.Args[1].Int) != uint64(s.Args[2].Int); !never {
-			meet(&at[i+1+s.SkipOK], after)
+			meet(&at[i+1+int(s.SkipOK)], after)
 		}
 		at[i] = state{}
 	}

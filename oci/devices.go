@@ -46,7 +46,7 @@ func (c *compiler) dev() error {
 	}
 	for _, d := range defaultDevices {
 		if !given["dev/"+d.name] {
-			c.about = "/dev/" + d.name
+			c.about("/dev/" + d.name)
 			if tree, ok := c.nodes["dev/"+d.name]; ok {
 				c.bindNode(tree, dev, d.name)
 				continue
@@ -59,7 +59,7 @@ func (c *compiler) dev() error {
 		c.at(item("linux.devices", i), d.Path)
 		c.device(dev, d)
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 
@@ -67,11 +67,11 @@ func (c *compiler) dev() error {
 	c.try(call.Unlinkat(dev, "ptmx", 0), mayBeMissing)
 	c.do(call.Symlinkat("pts/ptmx", dev, "ptmx"))
 	for _, l := range devSymlinks {
-		c.about = "/dev/" + l[0]
+		c.about("/dev/" + l[0])
 		c.try(call.Symlinkat(l[1], dev, l[0]), mayExist)
 	}
 	if c.host.Kcore {
-		c.about = "/dev/core"
+		c.about("/dev/core")
 		c.try(call.Symlinkat("/proc/kcore", dev, "core"), mayExist)
 	}
 	c.close(dev)

@@ -49,14 +49,14 @@ func (c *compiler) lookup() {
 		c.try(call.Chdir(path.Clean(c.proc.Cwd)), call.Tolerate(unix.EACCES))
 	}
 	for _, p := range l.Candidates {
-		c.about = p
+		c.about(p)
 		st := c.try(call.Statx(call.CWD, p, 0, unix.STATX_TYPE|unix.STATX_MODE), call.Ignore)
 		file := c.try(call.Expect(call.Int32Of(st, 4, call.StatxModeOff), unix.S_IFMT, unix.S_IFREG, unix.EISDIR), call.Tolerate(unix.EISDIR))
 		l.Steps = append(l.Steps, c.try(call.Faccessat2(call.CWD, p, 1 /* X_OK */, unix.AT_EACCESS), call.Ignore))
 		c.errHere(st)
 		c.errHere(file)
 	}
-	c.about = ""
+	c.about("")
 	l.Failed = c.fails(unix.ENOENT)
 	for _, i := range l.Steps {
 		c.okHere(i)

@@ -57,7 +57,7 @@ func (c *compiler) mounts() error {
 		c.at(item("mounts", i), m.Destination)
 		c.mount(i, m)
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 	return nil
@@ -183,7 +183,7 @@ func (c *compiler) fresh(fstype, source string, o *mountOptions, t target) {
 	}
 	c.attach(mnt, t)
 	if late {
-		c.late = append(c.late, lateReadonly{mnt, c.why, c.about})
+		c.late = append(c.late, lateReadonly{mnt, c.Reason})
 		return
 	}
 	c.close(mnt)
@@ -252,7 +252,7 @@ func (c *compiler) freshOld(fstype, source string, o *mountOptions, t target) {
 		c.setattr(mnt, p.rec, 0, 0, p.flag)
 	}
 	if late {
-		c.late = append(c.late, lateReadonly{mnt, c.why, c.about})
+		c.late = append(c.late, lateReadonly{mnt, c.Reason})
 		return
 	}
 	c.close(mnt)

@@ -119,7 +119,7 @@ func TestEveryPathOfTheContainerIsOpenedBelowItsRoot(t *testing.T) {
 				if a.Kind != call.KindIn || a.Form != call.FormString {
 					continue
 				}
-				text := string(a.Data[:len(a.Data)-1])
+				text := a.Data[:len(a.Data)-1]
 				if strings.HasPrefix(text, "/") && text != "/" && !slices.ContainsFunc(host, func(h string) bool { return h != "" && strings.HasPrefix(text, h) }) &&
 					!strings.HasPrefix(req.Bundle, text) {
 					t.Errorf("%s, step %d: %s believes a path", g.plan, i, s.Call)
@@ -213,7 +213,7 @@ func TestADeviceOfAUserIsLookedAtBeforeItIsGivenAway(t *testing.T) {
 		t.Error(got)
 	}
 	mk := index(t, p, `"x", S_IFBLK|0666, 7:1`)
-	if !p.Steps[mk].OnError.Tolerates(unix.EEXIST) || mk+1+p.Steps[mk].SkipErr <= i {
+	if !p.Steps[mk].OnError.Tolerates(unix.EEXIST) || mk+1+int(p.Steps[mk].SkipErr) <= i {
 		t.Error("a node that was there is given away")
 	}
 }

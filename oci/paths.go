@@ -19,7 +19,7 @@ func (c *compiler) readonlyPaths() error {
 		c.close(at)
 		c.errHere(open)
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 	return nil
@@ -60,7 +60,7 @@ func (c *compiler) maskedPaths() error {
 		c.errHere(file)
 		c.okHere(end)
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 	c.at("linux.maskedPaths", "")
@@ -78,13 +78,13 @@ func (c *compiler) mask(with, at call.Arg) int {
 
 // lateReadonly is a mount that is made read-only when all is in it.
 type lateReadonly struct {
-	mount      call.Arg
-	why, about string
+	mount call.Arg
+	*Reason
 }
 
 func (c *compiler) readonly() {
 	for _, l := range c.late {
-		c.at(l.why, l.about)
+		c.Reason = l.Reason
 		c.setattr(l.mount, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		c.close(l.mount)
 	}

@@ -59,16 +59,21 @@ const (
 	Deleted       // the end of the Delete request, when there is nothing else left
 )
 
+// A Reason is why a step is there.
+type Reason struct {
+	Why   string // the config field: "mounts[3]", "process.capabilities.bounding"
+	About string // what it is about, where the field does not tell: a mount's destination
+}
+
 // A Step is one thing done. Indices in its arguments count from the Plan's first step.
 type Step struct {
 	call.Step
-	Who   Who
-	Phase Phase
-	Why   string // the config field: "mounts[3]", "process.capabilities.bounding"
+	*Reason // one for all the steps that it has
+	Who     Who
+	Phase   Phase
 	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is. The
 	// runtime makes directories there, in the root that argument 0 is, and goes on with the step again.
-	Mend  bool
-	About string // what it is about, where the field does not tell: a mount's destination
+	Mend bool
 }
 
 // A Plan is a container, or an exec into one, as a program of system calls.

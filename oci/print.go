@@ -56,7 +56,7 @@ func (p *Plan) Print(w io.Writer) error {
 		}
 		fmt.Fprintf(b, "%6d %-5s %s", i, s.Who, s.Call)
 		if s.SkipOK != 0 {
-			fmt.Fprintf(b, "  ok: go to %d", i+1+s.SkipOK)
+			fmt.Fprintf(b, "  ok: go to %d", i+1+int(s.SkipOK))
 		}
 		if s.OnError != 0 {
 			for j, n := range tolerated(s.OnError) {
@@ -68,7 +68,7 @@ func (p *Plan) Print(w io.Writer) error {
 				b.WriteString(n)
 			}
 			if s.SkipErr != 0 {
-				fmt.Fprintf(b, ": go to %d", i+1+s.SkipErr)
+				fmt.Fprintf(b, ": go to %d", i+1+int(s.SkipErr))
 			}
 		}
 		b.WriteByte('\n')
@@ -129,10 +129,10 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 		s := &p.Steps[i]
 		o := jsonStep{Index: i, Phase: s.Phase.String(), Who: s.Who.String(), Call: s.Call.String(), Why: s.Why, About: s.About, MayFail: tolerated(s.OnError)}
 		if s.SkipOK != 0 {
-			o.IfOK = i + 1 + s.SkipOK
+			o.IfOK = i + 1 + int(s.SkipOK)
 		}
 		if s.OnError != 0 && s.SkipErr != 0 {
-			o.IfError = i + 1 + s.SkipErr
+			o.IfError = i + 1 + int(s.SkipErr)
 		}
 		for _, h := range p.program(s) {
 			o.Program = append(o.Program, h.Call.String())

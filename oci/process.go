@@ -228,15 +228,14 @@ func (p *Plan) SetHome(home string) {
 	for _, i := range p.Lookup.Exec {
 		a := &p.Steps[i].Args[2]
 		if envp.Kind != call.KindIn {
-			for _, v := range a.Ptrs {
-				if strings.HasPrefix(string(v.To.Data), "HOME=") {
+			for _, v := range a.Ptrs() {
+				if strings.HasPrefix(v.To.Data, "HOME=") {
 					return
 				}
 			}
-			n := len(a.Ptrs)
-			envp = *a
-			envp.Data = make([]byte, 8*(n+2))
-			envp.Ptrs = append(slices.Clip(a.Ptrs), call.Ptr{Off: 8 * n, To: call.String("HOME=" + home)})
+			n := len(a.Ptrs())
+			envp = a.With(append(slices.Clip(a.Ptrs()), call.Ptr{Off: 8 * n, To: call.String("HOME=" + home)})...)
+			envp.Data = string(make([]byte, 8*(n+2)))
 		}
 		*a = envp
 	}

@@ -139,32 +139,32 @@ func (c *compiler) rootMount(i int, mounted string) error {
 	m := &c.req.Rootfs[i]
 	o := parseOptions(m.Options)
 	if o.remount || o.copyUp || o.idmap {
-		return invalid(c.why+".options", "not those of a root file system")
+		return invalid(c.Why+".options", "not those of a root file system")
 	}
 	if strings.HasPrefix(m.Type, "fuse.") || strings.HasPrefix(m.Type, "fuse3.") {
-		return notYet(c.why + ".type: " + m.Type)
+		return notYet(c.Why + ".type: " + m.Type)
 	}
 	for _, s := range m.Options {
 		if strings.HasPrefix(s, "X-containerd.") {
 			// containerd's mount manager does these before it asks for a task; one that comes here it has not done.
-			return notYet(c.why + ".options: " + s + ", which is containerd's mount manager's")
+			return notYet(c.Why + ".options: " + s + ", which is containerd's mount manager's")
 		}
 	}
 	for _, prefix := range []string{"format/", "mkfs/", "mkdir/"} {
 		if strings.HasPrefix(m.Type, prefix) {
-			return notYet(c.why + ".type: " + m.Type + ", which is containerd's mount manager's")
+			return notYet(c.Why + ".type: " + m.Type + ", which is containerd's mount manager's")
 		}
 	}
-	idmapped, err := rootMap(c.why, &o)
+	idmapped, err := rootMap(c.Why, &o)
 	if err != nil {
 		return err
 	}
 	if o.loop && (o.bind || !path.IsAbs(m.Source)) {
-		return invalid(c.why+".options", "loop is for the file system in a file of an absolute path")
+		return invalid(c.Why+".options", "loop is for the file system in a file of an absolute path")
 	}
 	if m.ofDevice(&o) {
 		if idmapped != nil {
-			return notYet(c.why + ".options: uidmap of a " + m.Type)
+			return notYet(c.Why + ".options: uidmap of a " + m.Type)
 		}
 		mnt, made := c.devices[i]
 		if !made {
@@ -200,7 +200,7 @@ func (c *compiler) rootMount(i int, mounted string) error {
 	dir := ""
 	switch {
 	case idmapped != nil && (m.Type != "overlay" || m.Target != ""):
-		return notYet(c.why + ".options: uidmap of a " + m.Type)
+		return notYet(c.Why + ".options: uidmap of a " + m.Type)
 	case idmapped != nil:
 		if data, err = c.mapLower(o.data, *idmapped, mounted); err != nil {
 			return err
@@ -209,7 +209,7 @@ func (c *compiler) rootMount(i int, mounted string) error {
 		dir, data = shortenLower(o.data)
 	}
 	if len(data) >= pageSize {
-		return invalid(c.why+".options", "%d bytes are more than a page", len(data))
+		return invalid(c.Why+".options", "%d bytes are more than a page", len(data))
 	}
 	if m.Target == "" {
 		if dir != "" {
@@ -218,7 +218,7 @@ func (c *compiler) rootMount(i int, mounted string) error {
 		c.do(call.Mount(m.Source, mounted, m.Type, o.ms, data))
 	} else {
 		if dir != "" {
-			return notYet(c.why + ".target: with as many layers")
+			return notYet(c.Why + ".target: with as many layers")
 		}
 		at := c.openTarget(m, mounted)
 		c.do(call.Fchdir(at))

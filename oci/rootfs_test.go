@@ -52,14 +52,14 @@ func TestAFileIsMountedByTheLoopDeviceThatWasSetUpForIt(t *testing.T) {
 				if s.Name != "fsconfig" || s.Args[2].Kind != call.KindIn {
 					break
 				}
-				set = append(set, strings.Trim(string(s.Args[2].Data), "\x00"))
+				set = append(set, strings.Trim(s.Args[2].Data, "\x00"))
 			}
 			if !slices.Equal(set, test.set) {
 				t.Errorf("%v: the options are %q, want %q", test.options, set, test.set)
 			}
 		}
 		p.SetLoop(p.Loops[1].Attach, "/dev/loop7")
-		if got := []string{string(p.Steps[p.Loops[0].Source].Args[3].Data[:10]), string(p.Steps[p.Loops[1].Source].Args[3].Data)}; got[0] != "/dev/loop$" || got[1] != "/dev/loop7\x00" {
+		if got := []string{p.Steps[p.Loops[0].Source].Args[3].Data[:10], p.Steps[p.Loops[1].Source].Args[3].Data}; got[0] != "/dev/loop$" || got[1] != "/dev/loop7\x00" {
 			t.Errorf("then the devices are %q", got)
 		}
 	}

@@ -53,7 +53,7 @@ func (c *compiler) terminal() {
 // console puts the terminal on /dev/console, which must be in /dev itself: a symbolic link that an image has
 // there would lead the mount elsewhere (CVE-2025-52565).
 func (c *compiler) console(peer call.Arg) {
-	c.about = "/dev/console"
+	c.about("/dev/console")
 	dev := call.ResultOf(c.do(call.Openat2(call.CWD, "/dev", oDir, 0, unix.RESOLVE_NO_MAGICLINKS)))
 	c.try(call.Mknodat(dev, "console", unix.S_IFREG|0o600, 0), mayExist)
 	at := call.ResultOf(c.do(call.Openat2(dev, "console", oPath, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)))

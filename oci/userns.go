@@ -145,7 +145,7 @@ func (c *compiler) prepare() error {
 		c.at(item("mounts", i), m.Destination)
 		c.sources[i] = c.openSource(m, &o)
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 	if err := c.openNodes(); err != nil {
@@ -175,7 +175,7 @@ func (c *compiler) openNodes() error {
 		c.at(item("linux.devices", i), d.Path)
 		c.openNode(p, deviceKind(d.Type), uint32(d.Major), uint32(d.Minor))
 		if c.full() {
-			return invalid(c.why, "more steps than %d", maxSteps)
+			return invalid(c.Why, "more steps than %d", maxSteps)
 		}
 	}
 	for _, d := range defaultDevices {
@@ -463,7 +463,7 @@ func rootMap(why string, o *mountOptions) (*idmap, error) {
 func (c *compiler) mapLower(data []string, k idmap, mounted string) (string, error) {
 	dir, short := shortenLower(data)
 	if dir == "" {
-		return "", notYet(c.why + ".options: uidmap of layers without a common directory")
+		return "", notYet(c.Why + ".options: uidmap of layers without a common directory")
 	}
 	tree := call.ResultOf(c.do(call.OpenTree(call.CWD, path.Clean(dir), treeClone)))
 	c.idmapMount(tree, k, false)

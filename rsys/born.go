@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,17 +112,15 @@ func (r *Run) Bear(ctx context.Context, b Birth) (_ *Born, err error) {
 	}()
 	clone := call.Step{Call: p.cloneCall(nest, t.address(tid))}
 	first := r.Len() + len(b.Before) + 1
-	for range first {
-		born.Run.Done(call.Call{}, 0)
-	}
-	if err := born.Run.encode(b.After); err != nil {
+	born.Run.steps = slices.Repeat([]ran{{call: new(call.Call)}}, first)
+	if err := born.Run.encode(pointers(b.After)); err != nil {
 		return nil, err
 	}
 	mem := nest.Bytes()
 	binary.NativeEndian.PutUint64(mem[nestRequest+8:], born.Run.steps[first].addr)
 	binary.NativeEndian.PutUint64(mem[nestRequest+16:], uint64(len(b.After)))
 
-	pid, err = r.deliver(ctx, append(append([]call.Step{}, b.Before...), clone, call.Step{Call: call.ExitGroup(0)}))
+	pid, err = r.deliver(ctx, append(pointers(b.Before), &clone, &call.Step{Call: call.ExitGroup(0)}))
 	word := nest.word(nestFutex + robustFutex)
 	if err == nil {
 		born.Child, err = newChild(pid, nil, nest)
@@ -207,7 +206,7 @@ func (t *Task) cloneCall(nest *Block, tid uint64) call.Call {
 
 // deliver runs the task's last steps, of which the last two are clone and exit_group, and
 // returns the clone's result. It is read from memory: no descriptor may be left to answer by.
-func (r *Run) deliver(ctx context.Context, steps []call.Step) (pid int, err error) {
+func (r *Run) deliver(ctx context.Context, steps []*call.Step) (pid int, err error) {
 	t := r.task
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -229,7 +228,7 @@ func (r *Run) deliver(ctx context.Context, steps []call.Step) (pid int, err erro
 }
 
 // failed finds what failed in the memory of a process that died without an answer.
-func (r *Run) failed(first int, steps []call.Step, err error) error {
+func (r *Run) failed(first int, steps []*call.Step, err error) error {
 	var died *DiedError
 	if errors.As(err, &died) && died.Cause == nil {
 		if i := r.reached(first) - 1; i >= first {
@@ -243,7 +242,7 @@ func (r *Run) failed(first int, steps []call.Step, err error) error {
 
 // Open lets the process go on that waits at step, a [call.FutexWait].
 func (b *Born) Open(step int) {
-	word := wordAt(b.Run.steps[step].out(0).mem)
+	word := wordAt(b.Run.out(step, 0).mem)
 	word.Store(1)
 	futexWakeAll(word)
 }

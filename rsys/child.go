@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,12 +155,12 @@ func (c *Child) start(pidfd *os.File) (*Child, error) {
 }
 
 // rename takes note that a stub was given another name.
-func (c *Child) rename(name []byte) {
+func (c *Child) rename(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mark != "" {
-		name, _, _ = bytes.Cut(name, []byte{0})
-		c.mark = string(name[:min(len(name), 15)])
+		name, _, _ = strings.Cut(name, "\x00")
+		c.mark = name[:min(len(name), 15)]
 	}
 }
 

@@ -214,12 +214,10 @@ func recvFDs(sock call.Arg, n int) call.Call {
 	space := cmsgHdrSize + (4*n+7)&^7
 	binary.NativeEndian.PutUint64(hdr[24:], 1)             // msg_iovlen
 	binary.NativeEndian.PutUint64(hdr[40:], uint64(space)) // msg_controllen
-	msg := call.Bytes(hdr)
-	msg.Form = call.FormHidden
-	data := call.Bytes(iov)
-	data.Ptrs = []call.Ptr{{Off: 0, To: call.Out(1)}}
+	data := call.Bytes(iov).With(call.Ptr{Off: 0, To: call.Out(1)})
 	// The output that is kept is an argument's last.
-	msg.Ptrs = []call.Ptr{{Off: 16, To: data}, {Off: 32, To: call.Out(space)}}
+	msg := call.Bytes(hdr).With(call.Ptr{Off: 16, To: data}, call.Ptr{Off: 32, To: call.Out(space)})
+	msg.Form = call.FormHidden
 	return call.Call{Name: "recvmsg", Nr: unix.SYS_RECVMSG, Args: []call.Arg{sock, msg, call.Int(unix.MSG_CMSG_CLOEXEC)}}
 }
 

@@ -8,12 +8,12 @@ import (
 )
 
 // ids number fd tables and namespaces; 0 is none.
-var ids atomic.Uint64
+var ids atomic.Uint32
 
 // An FDTable is a table of file descriptors in the kernel, shared by the tasks
 // that were cloned with CLONE_FILES.
 type FDTable struct {
-	id   uint64
+	id   uint32
 	from *FDTable // the table it was copied from
 	at   uint64   // when: descriptors with a higher number came later
 	last atomic.Uint64
@@ -52,7 +52,7 @@ func (f *FD) Arg() call.Arg {
 }
 
 // ownerGone is an owner that no task has.
-const ownerGone = ^uint64(0)
+const ownerGone = ^uint32(0)
 
 // Inherit is the handle of f in the table of child, which was cloned without
 // CLONE_FILES from a task with f's table after f was opened. A child cloned

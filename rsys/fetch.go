@@ -38,7 +38,7 @@ func (t *Task) sendBack(ctx context.Context, fd int) (*os.File, error) {
 	defer t.mu.Unlock()
 	run := t.NewRun()
 	defer run.Close()
-	if err := run.request(ctx, []call.Step{{Call: sendFD(t.inlet.Arg(), fd)}}); err != nil {
+	if err := run.request(ctx, []*call.Step{{Call: sendFD(t.inlet.Arg(), fd)}}); err != nil {
 		return nil, err
 	}
 	// If it can't be sent, the first byte that comes is the response's.
@@ -102,9 +102,8 @@ func sendFD(sock call.Arg, fd int) call.Call {
 	hdr := make([]byte, 56)
 	binary.NativeEndian.PutUint64(hdr[24:], 1)                    // msg_iovlen
 	binary.NativeEndian.PutUint64(hdr[40:], uint64(len(control))) // msg_controllen
-	msg, data := call.Bytes(hdr), call.Bytes(iov)
+	data := call.Bytes(iov).With(call.Ptr{Off: 0, To: call.Bytes([]byte{0})})
+	msg := call.Bytes(hdr).With(call.Ptr{Off: 16, To: data}, call.Ptr{Off: 32, To: call.Bytes(control)})
 	msg.Form = call.FormHidden
-	data.Ptrs = []call.Ptr{{Off: 0, To: call.Bytes([]byte{0})}}
-	msg.Ptrs = []call.Ptr{{Off: 16, To: data}, {Off: 32, To: call.Bytes(control)}}
 	return call.Call{Name: "sendmsg", Nr: unix.SYS_SENDMSG, Args: []call.Arg{sock, msg, call.Int(unix.MSG_NOSIGNAL)}}
 }

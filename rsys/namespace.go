@@ -4,7 +4,7 @@ import "golang.org/x/sys/unix"
 
 // A Namespace stands for a namespace of the kernel. Two tasks are known to be
 // in the same one when they have the same Namespace.
-type Namespace struct{ id uint64 }
+type Namespace struct{ id uint32 }
 
 // Namespaces are those that a task is in. PIDForChildren is the one that its
 // children are born into, which setns and unshare change; the task's own is fixed

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 
@@ -20,6 +21,7 @@ import (
 type Run struct {
 	task   *Task
 	steps  []ran
+	outs   []out // by step
 	blocks []*Block
 	sent   uint64 // when the last request was, if calls are traced
 }
@@ -29,34 +31,24 @@ type ran struct {
 	at   *[stepSize]byte // the step in the arena; nil if done elsewhere
 	addr uint64
 	done int64 // the result, if at is nil
-	outs []out // few have any
 }
 
+// An out is the output of argument arg of a step.
 type out struct {
-	arg  int
-	addr uint64
-	mem  []byte
+	step, arg int32
+	addr      uint64
+	mem       []byte
 }
 
-// out is the output of argument arg; without memory if that is none.
-func (s *ran) out(arg int) out {
-	for _, o := range s.outs {
-		if o.arg == arg {
-			return o
+// out is the output of argument arg of a step, of one that has several the last; without memory if that is none.
+func (r *Run) out(step, arg int) (o out) {
+	i, _ := slices.BinarySearchFunc(r.outs, step, func(o out, step int) int { return int(o.step) - step })
+	for ; i < len(r.outs) && int(r.outs[i].step) == step; i++ {
+		if int(r.outs[i].arg) == arg {
+			o = r.outs[i]
 		}
 	}
-	return out{}
-}
-
-// keep keeps an output; of an argument that has several, the last.
-func (s *ran) keep(o out) {
-	for i := range s.outs {
-		if s.outs[i].arg == o.arg {
-			s.outs[i] = o
-			return
-		}
-	}
-	s.outs = append(s.outs, o)
+	return o
 }
 
 // NewRun starts a list.
@@ -66,7 +58,7 @@ func (t *Task) NewRun() *Run { return &Run{task: t} }
 // system call, when it is gone.
 func (r *Run) Close() {
 	blocks := r.blocks
-	r.blocks, r.steps = nil, nil
+	r.blocks, r.steps, r.outs = nil, nil, nil
 	free := func() {
 		for _, b := range blocks {
 			b.Free()
@@ -91,7 +83,12 @@ func (r *Run) Done(c call.Call, result int64) {
 }
 
 // Rewind forgets the steps from i on, so that the next part begins there.
-func (r *Run) Rewind(i int) { r.steps = r.steps[:i] }
+func (r *Run) Rewind(i int) {
+	r.steps = r.steps[:i]
+	for n := len(r.outs); n > 0 && int(r.outs[n-1].step) >= i; n-- {
+		r.outs = r.outs[:n-1]
+	}
+}
 
 // A Result is what became of a step.
 type Result struct {
@@ -122,36 +119,81 @@ func (r *Run) Result(i int) Result {
 
 // Out is a copy of what step i wrote to its arg-th argument, one made by [call.Out].
 func (r *Run) Out(i, arg int) []byte {
-	return append([]byte(nil), r.steps[i].out(arg).mem...)
+	return append([]byte(nil), r.out(i, arg).mem...)
 }
 
 // Do runs more steps. The error is a [StepError] if one failed that may not, and a
 // [DiedError] if the task's process ended or the context did.
 func (r *Run) Do(ctx context.Context, steps ...call.Step) error {
-	if len(steps) == 0 {
-		return nil
-	}
+	return r.DoAll(ctx, pointers(steps))
+}
+
+// DoAll is [Run.Do] of a list that may be long. It is given to the task in parts, each laid out while the task runs the one before.
+func (r *Run) DoAll(ctx context.Context, steps []*call.Step) error {
 	t := r.task
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	first := len(r.steps)
-	if err := r.request(ctx, steps); err != nil {
+	part := firstPart
+	if t.shares() != nil {
+		part = len(steps) // the task can't run steps and take others from its data socket
+	}
+	first := len(r.steps) // that is to be run
+	r.steps = slices.Grow(r.steps, len(steps))
+	layOut := func() error {
+		n := min(part, len(steps))
+		err := r.encode(steps[:n])
+		steps, part = steps[n:], part*partGrowth
 		return err
 	}
-	return r.finish(ctx, first)
+	err := layOut()
+	for err == nil && first < len(r.steps) {
+		end := len(r.steps)
+		if err = r.send(ctx, first); err != nil {
+			break
+		}
+		layOutErr := layOut()
+		skip := 0
+		if skip, err = r.finishPart(ctx, first, end); err != nil {
+			break
+		}
+		first, err = end+skip, layOutErr
+		for err == nil && first >= len(r.steps) && len(steps) > 0 {
+			err = layOut()
+		}
+	}
+	return err
+}
+
+// The first part of a long list is what most containers take in all; with each part being so many times as long as the one
+// before, there are few.
+const (
+	firstPart  = 512
+	partGrowth = 4
+)
+
+func pointers(steps []call.Step) []*call.Step {
+	list := make([]*call.Step, len(steps))
+	for i := range steps {
+		list[i] = &steps[i]
+	}
+	return list
 }
 
 // request encodes steps and asks the task to run them. t.mu is held.
-func (r *Run) request(ctx context.Context, steps []call.Step) error {
+func (r *Run) request(ctx context.Context, steps []*call.Step) error {
 	first := len(r.steps)
 	if err := r.encode(steps); err != nil {
-		r.steps = r.steps[:first]
 		return err
 	}
+	return r.send(ctx, first)
+}
+
+// send asks the task to run the steps from first on. t.mu is held.
+func (r *Run) send(ctx context.Context, first int) error {
 	if err := r.task.link.flush(ctx, r.task, r.blocks[len(r.blocks)-1]); err != nil {
 		return r.died(first, err)
 	}
-	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
+	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(r.steps) - first)}
 	r.sent = now()
 	return r.died(first, r.task.request(ctx, words))
 }
@@ -159,7 +201,7 @@ func (r *Run) request(ctx context.Context, steps []call.Step) error {
 // requestWith is [Run.request] of steps of which the first is a [recvFDs] of files. t.mu is held.
 func (r *Run) requestWith(ctx context.Context, files []*os.File, steps []call.Step) error {
 	return withFDs(files, nil, func(fds []int) error {
-		if err := r.request(ctx, steps); err != nil {
+		if err := r.request(ctx, pointers(steps)); err != nil {
 			return err
 		}
 		err := r.task.passer.pass(fds)
@@ -170,32 +212,38 @@ func (r *Run) requestWith(ctx context.Context, files []*os.File, steps []call.St
 	})
 }
 
-// finish waits for the response. t.mu is held.
-func (r *Run) finish(ctx context.Context, first int) (err error) {
+// finish waits for the response to the request of the steps from first on. t.mu is held.
+func (r *Run) finish(ctx context.Context, first int) error {
+	_, err := r.finishPart(ctx, first, len(r.steps))
+	return err
+}
+
+// finishPart is finish of steps [first, end). It says how many behind them the last one skips.
+func (r *Run) finishPart(ctx context.Context, first, end int) (skip int, err error) {
 	defer func() { r.trace(first, r.sent, err) }()
 	left, err := r.task.response(ctx)
 	if err != nil {
-		return r.died(first, err)
+		return 0, r.died(first, err)
 	}
 	// A step may have written to what earlier parts point to.
 	for _, b := range r.blocks {
 		if err := r.task.link.fetch(ctx, r.task, b); err != nil {
-			return r.died(first, err)
+			return 0, r.died(first, err)
 		}
 	}
-	for i := first; i < len(r.steps); i++ {
+	for i := first; i < end; i++ {
 		if res := r.Result(i); res.Ran && res.Errno == 0 {
 			r.task.track(*r.steps[i].call)
 		}
 	}
 	if left <= 0 { // less if the last step skipped more than there was
-		return nil
+		return int(min(uint64(-left), math.MaxInt32)), nil
 	}
-	i := len(r.steps) - int(left)
-	if i < first || i >= len(r.steps) {
-		return fmt.Errorf("rsys: response out of range: %d", left)
+	i := end - int(left)
+	if i < first || i >= end {
+		return 0, fmt.Errorf("rsys: response out of range: %d", left)
 	}
-	return &StepError{i, *r.steps[i].call, r.Result(i).Errno}
+	return 0, &StepError{i, *r.steps[i].call, r.Result(i).Errno}
 }
 
 // Exec runs steps of which the last ones are execve. It returns nil when
@@ -206,6 +254,11 @@ func (r *Run) finish(ctx context.Context, first int) (err error) {
 // After a step that installs a seccomp filter the server may be unable to
 // answer. So what failed is also read from the memory of a process that died.
 func (r *Run) Exec(ctx context.Context, steps ...call.Step) error {
+	return r.ExecAll(ctx, pointers(steps))
+}
+
+// ExecAll is [Run.Exec] of a list that is not copied.
+func (r *Run) ExecAll(ctx context.Context, steps []*call.Step) error {
 	t := r.task
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -275,15 +328,24 @@ func (r *Run) reached(first int) int {
 	return at
 }
 
-// encode lays steps and all that they point to out in one block.
-func (r *Run) encode(steps []call.Step) error {
-	size := stepSize * len(steps)
-	for i := range steps {
-		if n := len(steps[i].Args); n > 6 {
-			return fmt.Errorf("rsys: %s has %d arguments", steps[i].Name, n)
+// encode lays steps and all that they point to out in one block. After an error there are none of them.
+func (r *Run) encode(steps []*call.Step) (err error) {
+	if len(steps) == 0 {
+		return nil
+	}
+	first := len(r.steps)
+	defer func() {
+		if err != nil {
+			r.Rewind(first)
 		}
-		for j := range steps[i].Args {
-			size += argSize(&steps[i].Args[j])
+	}()
+	size := stepSize * len(steps)
+	for _, s := range steps {
+		if n := len(s.Args); n > 6 {
+			return fmt.Errorf("rsys: %s has %d arguments", s.Name, n)
+		}
+		for j := range s.Args {
+			size += argSize(&s.Args[j])
 		}
 	}
 	block, err := r.task.arena.Alloc(size)
@@ -293,8 +355,7 @@ func (r *Run) encode(steps []call.Step) error {
 	r.blocks = append(r.blocks, block)
 	e := encoder{run: r, mem: block.Bytes(), addr: r.task.address(block), next: stepSize * len(steps)}
 	r.steps = slices.Grow(r.steps, len(steps))
-	for i := range steps {
-		s := &steps[i]
+	for i, s := range steps {
 		at := (*[stepSize]byte)(e.mem[stepSize*i:])
 		r.steps = append(r.steps, ran{call: &s.Call, at: at, addr: e.addr + uint64(stepSize*i)})
 		binary.NativeEndian.PutUint64(at[stepNr:], uint64(s.Nr))
@@ -319,11 +380,12 @@ func (r *Run) encode(steps []call.Step) error {
 func argSize(a *call.Arg) int {
 	switch a.Kind {
 	case call.KindOut:
-		return align(int(a.Size))
+		return align(int(a.Int))
 	case call.KindIn:
 		n := align(len(a.Data))
-		for i := range a.Ptrs {
-			n += argSize(&a.Ptrs[i].To)
+		ptrs := a.Ptrs()
+		for i := range ptrs {
+			n += argSize(&ptrs[i].To)
 		}
 		return n
 	}
@@ -374,7 +436,7 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		if a.Step < 0 || int(a.Step) >= i || a.Index >= 6 {
 			return 0, 0, fmt.Errorf("step %d has no such output", a.Step)
 		}
-		o := e.run.steps[a.Step].out(int(a.Index))
+		o := e.run.out(int(a.Step), int(a.Index))
 		if a.Off < 0 || int(a.Off)+width > len(o.mem) {
 			return 0, 0, fmt.Errorf("step %d has no output at %d", a.Step, a.Off)
 		}
@@ -386,14 +448,15 @@ func (e *encoder) arg(a *call.Arg, i, j int) (v, load uint64, err error) {
 		}
 		return v, load, nil
 	case call.KindOut:
-		off, size := e.take(int(a.Size)), int(a.Size)
-		e.run.steps[i].keep(out{j, e.addr + uint64(off), e.mem[off : off+size]})
+		off, size := e.take(int(a.Int)), int(a.Int)
+		e.run.outs = append(e.run.outs, out{int32(i), int32(j), e.addr + uint64(off), e.mem[off : off+size]})
 		return e.addr + uint64(off), 0, nil
 	case call.KindIn:
 		off := e.take(len(a.Data))
 		copy(e.mem[off:], a.Data)
-		for k := range a.Ptrs {
-			p := &a.Ptrs[k]
+		ptrs := a.Ptrs()
+		for k := range ptrs {
+			p := &ptrs[k]
 			if p.Off < 0 || p.Off+8 > len(a.Data) {
 				return 0, 0, fmt.Errorf("pointer at %d is outside", p.Off)
 			}

@@ -28,7 +28,7 @@ func (t *Task) trackSigmask(c call.Call) {
 	if len(c.Args) < 2 || c.Args[1].Kind != call.KindIn || len(c.Args[1].Data) != 8 {
 		return // it only asks
 	}
-	set := Sigset(binary.NativeEndian.Uint64(c.Args[1].Data))
+	set := Sigset(binary.NativeEndian.Uint64([]byte(c.Args[1].Data)))
 	switch c.Args[0].Int {
 	case sigBlock:
 		t.sigmask |= set

@@ -43,7 +43,7 @@ type Task struct {
 }
 
 // An AddressSpace is the memory of one or, by CLONE_VM, several tasks.
-type AddressSpace struct{ id uint64 }
+type AddressSpace struct{ id uint32 }
 
 // Config describes a process that already runs the server, to make a task of it.
 //
@@ -212,7 +212,7 @@ func (t *Task) Stderr() *FD { return t.FD(2) }
 
 func (t *Task) address(b *Block) uint64 { return t.base + uint64(b.span.off) }
 
-func (t *Task) owns(owner uint64) bool { return owner == t.fds.id || owner == t.mem.id }
+func (t *Task) owns(owner uint32) bool { return owner == t.fds.id || owner == t.mem.id }
 
 // Call performs one system call and returns its result; the error is a
 // [StepError], with the errno, or a [DiedError].

@@ -38,24 +38,37 @@ const (
 	KindInt    Kind = iota // Int itself
 	KindResult             // what step Step returned
 	KindIn                 // a pointer to a copy of Data
-	KindOut                // a pointer to Size zeroed bytes, kept as the step's output
+	KindOut                // a pointer to Int zeroed bytes, kept as the step's output
 	KindWord               // eight bytes at Off of the output Arg of step Step
 	KindInt32              // four bytes there, sign-extended
 	KindOutPtr             // the address of offset Off of the output Arg of step Step
 )
 
-// An Arg is one argument of a [Call].
+// An Arg is one argument of a [Call]. A program has some ten thousand of them, so it is kept small.
 type Arg struct {
 	Kind  Kind
 	Form  Form   // how it is printed
 	Index uint8  // KindWord, KindInt32, KindOutPtr: which argument of Step is the output
 	Step  int32  // KindResult, KindWord, KindInt32, KindOutPtr: index of an earlier step of the run
 	Off   int32  // KindWord, KindInt32, KindOutPtr: offset in the output
-	Size  int32  // KindOut
-	Owner uint64 // if not 0, the table or memory that Int is a handle of; rsys refuses it elsewhere
-	Int   int64  // KindInt
-	Data  []byte // KindIn
-	Ptrs  []Ptr  // KindIn: pointers inside Data
+	Owner uint32 // if not 0, the table or memory that Int is a handle of; rsys refuses it elsewhere
+	Int   int64  // KindInt; KindOut: the size
+	Data  string // KindIn
+	ptrs  *[]Ptr // KindIn: pointers inside Data; few have any
+}
+
+// Ptrs are the pointers inside Data.
+func (a *Arg) Ptrs() []Ptr {
+	if a.ptrs == nil {
+		return nil
+	}
+	return *a.ptrs
+}
+
+// With is a with pointers inside its Data.
+func (a Arg) With(ptrs ...Ptr) Arg {
+	a.ptrs = &ptrs
+	return a
 }
 
 // A Ptr is a pointer embedded in an argument's Data: at offset Off stands
@@ -96,28 +109,24 @@ func OutPtrOf(step, arg, off int) Arg {
 	return Arg{Kind: KindOutPtr, Step: int32(step), Index: uint8(arg), Off: int32(off)}
 }
 
-// Bytes is a pointer to b.
-func Bytes(b []byte) Arg { return Arg{Kind: KindIn, Data: b, Form: FormBytes} }
+// Bytes is a pointer to a copy of b.
+func Bytes(b []byte) Arg { return Arg{Kind: KindIn, Data: string(b), Form: FormBytes} }
 
 // String is a pointer to s and a terminating zero byte.
-func String(s string) Arg {
-	b := make([]byte, len(s)+1)
-	copy(b, s)
-	return Arg{Kind: KindIn, Data: b, Form: FormString}
-}
+func String(s string) Arg { return Arg{Kind: KindIn, Data: s + "\x00", Form: FormString} }
 
 // Strings is a null-terminated array of pointers to strings, as execve's
 // argv and envp.
 func Strings(list []string) Arg {
-	a := Arg{Kind: KindIn, Data: make([]byte, 8*(len(list)+1)), Form: FormStrings}
+	ptrs := make([]Ptr, len(list))
 	for i, s := range list {
-		a.Ptrs = append(a.Ptrs, Ptr{Off: 8 * i, To: String(s)})
+		ptrs[i] = Ptr{Off: 8 * i, To: String(s)}
 	}
-	return a
+	return Bytes(make([]byte, 8*(len(list)+1))).as(FormStrings).With(ptrs...)
 }
 
 // Out is a pointer to size zeroed bytes that the call fills.
-func Out(size int) Arg { return Arg{Kind: KindOut, Size: int32(size)} }
+func Out(size int) Arg { return Arg{Kind: KindOut, Int: int64(size)} }
 
 // Null is the null pointer.
 var Null = Arg{}

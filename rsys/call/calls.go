@@ -140,7 +140,7 @@ func Faccessat2(dir Arg, path string, mode uint32, f int) Call {
 }
 
 func Ioctl(fd Arg, name string, request uint, arg Arg) Call {
-	return sys("ioctl", unix.SYS_IOCTL, fd, Arg{Int: int64(request), Form: FormNamed, Data: []byte(name)}, arg)
+	return sys("ioctl", unix.SYS_IOCTL, fd, Arg{Int: int64(request), Form: FormNamed, Data: name}, arg)
 }
 
 // SetRobustList registers a list head of size bytes at address head.
@@ -202,8 +202,7 @@ func MountSetattr(dir Arg, path string, f uint, set, clear, propagation uint64) 
 func MountSetattrIDMap(dir Arg, path string, f uint, userns Arg) Call {
 	attr := make([]byte, 32)
 	binary.NativeEndian.PutUint64(attr[0:], unix.MOUNT_ATTR_IDMAP)
-	a := Bytes(attr).as(FormMountSetattr)
-	a.Ptrs = []Ptr{{Off: 24, To: userns}}
+	a := Bytes(attr).as(FormMountSetattr).With(Ptr{Off: 24, To: userns})
 	return sys("mount_setattr", unix.SYS_MOUNT_SETATTR, dir, String(path), flags(f, FormAt), a, Int(len(attr)))
 }
 
@@ -302,7 +301,7 @@ func Seccomp(f uint, prog []byte, n int) Call {
 	fprog := make([]byte, 16)
 	binary.NativeEndian.PutUint16(fprog, uint16(n))
 	return sys("seccomp", unix.SYS_SECCOMP, Int(unix.SECCOMP_SET_MODE_FILTER), flags(f, FormHex),
-		Arg{Kind: KindIn, Data: fprog, Form: FormSockFprog, Ptrs: []Ptr{{Off: 8, To: Bytes(prog)}}})
+		Bytes(fprog).as(FormSockFprog).With(Ptr{Off: 8, To: Bytes(prog)}))
 }
 
 func Execve(path string, argv, envp []string) Call {

@@ -62,7 +62,7 @@ func (c Call) hides(i int) bool {
 		return (before.Form == FormOpenHow || before.Form == FormMountSetattr || before.Form == FormText) &&
 			c.Args[i].Int == int64(len(before.Data))
 	case KindOut:
-		return c.Args[i].Int == int64(before.Size)
+		return c.Args[i].Int == before.Int
 	}
 	return false
 }
@@ -78,7 +78,7 @@ func (a Arg) format(b *strings.Builder) {
 	case KindOutPtr:
 		fmt.Fprintf(b, "&$%d[%d]+%d", a.Step, a.Index, a.Off)
 	case KindOut:
-		fmt.Fprintf(b, "out[%d]", a.Size)
+		fmt.Fprintf(b, "out[%d]", a.Int)
 	case KindIn:
 		a.formatData(b)
 	default:
@@ -106,7 +106,7 @@ func (a Arg) formatInt(b *strings.Builder) {
 			return
 		}
 	case FormNamed:
-		b.Write(a.Data)
+		b.WriteString(a.Data)
 		return
 	case FormMode:
 		formatMode(b, uint32(v))
@@ -141,16 +141,17 @@ func (a Arg) formatInt(b *strings.Builder) {
 }
 
 func (a Arg) formatData(b *strings.Builder) {
-	word := func(off int) uint64 { return binary.NativeEndian.Uint64(a.Data[off:]) }
-	n := len(a.Data)
+	data := []byte(a.Data)
+	word := func(off int) uint64 { return binary.NativeEndian.Uint64(data[off:]) }
+	n := len(data)
 	switch {
 	case a.Form == FormString && n > 0:
-		formatText(b, a.Data[:n-1])
+		formatText(b, data[:n-1])
 	case a.Form == FormText:
-		formatText(b, a.Data)
+		formatText(b, data)
 	case a.Form == FormStrings:
 		b.WriteByte('[')
-		for i, p := range a.Ptrs {
+		for i, p := range a.Ptrs() {
 			if i > 0 {
 				b.WriteString(", ")
 			}
@@ -158,16 +159,16 @@ func (a Arg) formatData(b *strings.Builder) {
 		}
 		b.WriteByte(']')
 	case a.Form == FormBits:
-		formatBits(b, a.Data)
+		formatBits(b, data)
 	case a.Form == FormSchedAttr && n >= 48:
-		formatSchedAttr(b, a.Data)
+		formatSchedAttr(b, data)
 	case a.Form == FormUint32s:
 		b.WriteByte('[')
 		for i := 0; i+4 <= n; i += 4 {
 			if i > 0 {
 				b.WriteString(", ")
 			}
-			fmt.Fprint(b, binary.NativeEndian.Uint32(a.Data[i:]))
+			fmt.Fprint(b, binary.NativeEndian.Uint32(data[i:]))
 		}
 		b.WriteByte(']')
 	case a.Form == FormOpenHow && n >= 24:
@@ -199,14 +200,14 @@ func (a Arg) formatData(b *strings.Builder) {
 			formatFlags(b, s, flagNames[FormMS])
 			sep = ", "
 		}
-		for i := range a.Ptrs {
+		for _, p := range a.Ptrs() {
 			b.WriteString(sep + "userns ")
-			a.Ptrs[i].To.format(b)
+			p.To.format(b)
 		}
 		b.WriteByte('}')
 	case a.Form == FormCaps && n == 24:
 		for i, set := range []string{"{effective ", ", permitted ", ", inheritable "} {
-			lo, hi := binary.NativeEndian.Uint32(a.Data[4*i:]), binary.NativeEndian.Uint32(a.Data[12+4*i:])
+			lo, hi := binary.NativeEndian.Uint32(data[4*i:]), binary.NativeEndian.Uint32(data[12+4*i:])
 			b.WriteString(set)
 			formatCaps(b, uint64(hi)<<32|uint64(lo))
 		}
@@ -218,11 +219,11 @@ func (a Arg) formatData(b *strings.Builder) {
 		formatLimit(b, word(8))
 		b.WriteByte('}')
 	case a.Form == FormSockFprog && n >= 2:
-		fmt.Fprintf(b, "{%d instructions}", binary.NativeEndian.Uint16(a.Data))
+		fmt.Fprintf(b, "{%d instructions}", binary.NativeEndian.Uint16(data))
 	case n <= 40:
-		fmt.Fprintf(b, "%q", a.Data)
+		fmt.Fprintf(b, "%q", data)
 	default:
-		fmt.Fprintf(b, "%q...[%d]", a.Data[:32], n)
+		fmt.Fprintf(b, "%q...[%d]", data[:32], n)
 	}
 }
 

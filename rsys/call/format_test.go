@@ -80,7 +80,7 @@ func TestLongDataIsCut(t *testing.T) {
 func FuzzAnyArgumentCanBePrinted(f *testing.F) {
 	f.Add(uint8(0), uint8(0), int64(0), []byte(nil))
 	f.Fuzz(func(t *testing.T, kind, form uint8, v int64, data []byte) {
-		a := Arg{Kind: Kind(kind), Form: Form(form), Int: v, Data: data, Size: int32(len(data))}
+		a := Arg{Kind: Kind(kind), Form: Form(form), Int: v, Data: string(data)}
 		_ = Call{Name: "f", Args: []Arg{a, Int(len(data)), a}}.String()
 	})
 }

@@ -11,8 +11,8 @@ import "golang.org/x/sys/unix"
 type Step struct {
 	Call
 	OnError Policy
-	SkipOK  int
-	SkipErr int
+	SkipOK  int32
+	SkipErr int32
 }
 
 // A Policy says which errors of a step let the program go on. It is a list
