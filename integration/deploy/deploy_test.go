@@ -387,14 +387,47 @@ func installerCommand(t *testing.T, name, root string) []string {
 	return command
 }
 
+// usePackaged runs a container by the shim of a directory.
+func usePackaged(t *testing.T, dir string) {
+	t.Helper()
+	cfg, err := harness.FromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Path = []string{dir}
+	daemon, err := harness.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Stop()
+	t.Run("a container", func(t *testing.T) {
+		c := harness.New(t, daemon).Container([]string{"echo", "packaged"}).Run()
+		if got := c.Wait(); got.Stdout != "packaged\n" {
+			t.Errorf("it gave %+v", got)
+		}
+		c.Delete()
+	})
+}
+
 func TestTheDebianPackageInstallsAndRemovesCleanly(t *testing.T) {
 	out, root := t.TempDir(), t.TempDir()
 	deb := strings.TrimSpace(run(t, repository+"/hack/package", "--out", out))
 	if i := strings.LastIndexByte(deb, '\n'); i >= 0 {
 		deb = deb[i+1:]
 	}
+	if lintian, err := exec.LookPath("lintian"); err == nil {
+		if out, err := exec.Command(lintian, "--allow-root", "--fail-on", "warning", deb).CombinedOutput(); err != nil {
+			t.Errorf("lintian: %v\n%s", err, out)
+		}
+	}
 	for field, want := range map[string]string{"Package": "rsys", "Architecture": strings.TrimSpace(run(t, "go", "env", "GOARCH"))} {
 		if got := strings.TrimSpace(run(t, "dpkg-deb", "-f", deb, field)); got != want {
+			t.Errorf("%s is %q", field, got)
+		}
+	}
+	// apt installs what is recommended: a second containerd, and on Debian 12 one that is too old.
+	for _, field := range []string{"Depends", "Recommends"} {
+		if got := strings.TrimSpace(run(t, "dpkg-deb", "-f", deb, field)); got != "" {
 			t.Errorf("%s is %q", field, got)
 		}
 	}
@@ -427,6 +460,7 @@ func TestTheDebianPackageInstallsAndRemovesCleanly(t *testing.T) {
 	if data, _ := os.ReadFile(filepath.Join(root, "etc/containerd/config.toml")); !strings.Contains(string(data), "runtimes.rsys]") {
 		t.Errorf("the configuration is\n%s", data)
 	}
+	usePackaged(t, filepath.Join(root, "usr/bin"))
 	if err := os.MkdirAll(filepath.Join(root, "run/rsys"), 0o700); err != nil { // of a shim at the level debug
 		t.Fatal(err)
 	}
