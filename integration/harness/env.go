@@ -64,7 +64,7 @@ func New(t testing.TB, d *Daemon) *Env {
 		if t.Failed() {
 			t.Logf("what containerd and the shims logged:\n%s", d.LogFrom(e.logged, 4000))
 		}
-		if leaks := d.Leaks(e.before, 10*time.Second, e.may...); len(leaks) > 0 {
+		if leaks := d.Leaks(e.before, 10*time.Second*slow(), e.may...); len(leaks) > 0 {
 			t.Errorf("left behind:\n  %s", strings.Join(leaks, "\n  "))
 			d.clean(e.before)
 		} else if len(e.may) > 0 {
