@@ -126,6 +126,28 @@ func TestMountsGoWhereTheirDestinationsSay(t *testing.T) {
 	}
 }
 
+// A directory that was made for one mount, and is hidden by the next, is made again for the third.
+func TestAMountGoesIntoWhatHidesADirectory(t *testing.T) {
+	for name, over := range map[string]string{"by its path": "/d", "by a link to it": "/link"} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			volume, hides := e.TempDir(), e.TempDir()
+			e.Must(os.WriteFile(volume+"/f", []byte("volume\n"), 0o644), "write")
+			bind := func(source, destination string) specs.Mount {
+				return specs.Mount{Source: source, Destination: destination, Type: "bind", Options: []string{"rbind"}}
+			}
+			c := image(e, e.Container(harness.Sh("cat /d/x/2/f; ls /d/x"),
+				oci.WithMounts([]specs.Mount{bind(volume, "/d/x/1"), bind(hides, over), bind(volume, "/d/x/2"), bind(volume, "/d/x/3")})), func(root string) {
+				e.Must(os.Mkdir(root+"/d", 0o755), "mkdir")
+				e.Must(os.Symlink("/d", root+"/link"), "symlink")
+			})
+			if got := c.Finish(); got.Stdout != "volume\n2\n3\n" || got.Stderr != "" {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
 func TestTheRootsPropagationIsTheConfigs(t *testing.T) {
 	for prop, want := range map[string]string{"": "", "private": "", "rprivate": "", "slave": "master", "rslave": "master", "shared": "shared", "rshared": "shared", "unbindable": "unbindable", "runbindable": "unbindable"} {
 		t.Run(prop, func(t *testing.T) {

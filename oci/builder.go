@@ -12,7 +12,8 @@ type builder struct {
 	*Plan
 	*Reason // of the steps to come
 	phase   Phase
-	outside bool // the child's steps are the parent's
+	outside bool            // the child's steps are the parent's
+	made    map[string]bool // directories below the root that steps have made, or found there
 }
 
 // maxSteps is far above what any container needs and far below what would hurt the shim.
@@ -22,7 +23,7 @@ const maxSteps = 1 << 17
 const stepsAMount = 20
 
 func newBuilder(steps int) *builder {
-	return &builder{Reason: new(Reason), Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
+	return &builder{Reason: new(Reason), made: map[string]bool{}, Plan: &Plan{Steps: make([]Step, 0, steps), Birth: -1, Gate: -1, Terminal: -1, Passwd: -1, Lookup: Lookup{Failed: -1}}}
 }
 
 // item is the path of an element of a list in the config.

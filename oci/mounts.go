@@ -318,17 +318,33 @@ func (c *compiler) guardProc(at call.Arg, t target) {
 
 // makeDirs makes the directories of a path below root and opens the last. The
 // path is walked from root each time, so that a symbolic link in it leads where it would in the container.
+//
+// Many mounts are in few directories: it begins with what steps before have made, or have found there. That is mended if a mount
+// has hidden it since.
 func (c *compiler) makeDirs(root call.Arg, p string, resolve uint64) call.Arg {
-	cur := root
-	for i := 0; i < len(p); {
+	p = strings.TrimSuffix(p, "/")
+	mend := resolve&unix.RESOLVE_NO_SYMLINKS == 0
+	open := func(dir string) call.Arg {
+		step := c.do(call.Openat2(root, dir, oDir, 0, resolve))
+		c.Steps[step].Mend = mend
+		c.made[dir] = c.made[dir] || mend
+		return call.ResultOf(step)
+	}
+	made := p
+	for made != "" && !(mend && c.made[made]) {
+		made = made[:max(strings.LastIndexByte(made, '/'), 0)]
+	}
+	cur, i := root, 0
+	if made != "" {
+		cur, i = open(made), len(made)+1
+	}
+	for i < len(p) {
 		n := strings.IndexByte(p[i:], '/')
 		if n < 0 {
 			n = len(p) - i
 		}
 		c.try(call.Mkdirat(cur, p[i:i+n], 0o755), mayExist)
-		open := c.do(call.Openat2(root, p[:i+n], oDir, 0, resolve))
-		c.Steps[open].Mend = resolve&unix.RESOLVE_NO_SYMLINKS == 0
-		next := call.ResultOf(open)
+		next := open(p[:i+n])
 		c.closeUnless(cur, root)
 		cur = next
 		i += n + 1

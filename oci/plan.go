@@ -71,7 +71,7 @@ type Step struct {
 	*Reason // one for all the steps that it has
 	Who     Who
 	Phase   Phase
-	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is. The
+	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is, or to what a mount has hidden. The
 	// runtime makes directories there, in the root that argument 0 is, and goes on with the step again.
 	Mend bool
 }
