@@ -35,10 +35,17 @@ func (c *Container) killAll(sig unix.Signal) error {
 	return errors.Join(errs...)
 }
 
-func (c *Container) pids() ([]int, error)             { return c.cgroup.Pids() }
 func (c *Container) pause(ctx context.Context) error  { return c.cgroup.Freeze(ctx) }
 func (c *Container) resume(ctx context.Context) error { return c.cgroup.Thaw(ctx) }
 func (c *Container) stats() (any, error)              { return c.cgroup.Stats() }
+
+func (c *Container) pids() ([]int, error) {
+	pids, err := c.cgroup.Pids()
+	if r := c.Init.restoring; err == nil && r != nil && len(pids) == 0 && c.Init.pid() == 0 {
+		pids = []int{r.holder}
+	}
+	return pids, err
+}
 
 func (c *Container) update(res *specs.LinuxResources) error { return c.cgroup.Update(res) }
 

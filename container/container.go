@@ -123,7 +123,8 @@ func (c *Container) Ready(ctx context.Context) *Ready { return c.ready(ctx) }
 // other signal is sent to each once.
 func (c *Container) KillAll(sig unix.Signal) error { return c.killAll(sig) }
 
-// Pids are the processes in the container's cgroup, in the shim's PID namespace.
+// Pids are the processes in the container's cgroup, in the shim's PID namespace. Of one that is yet to be restored, it is the
+// process that holds its mounts: a containerd that starts forgets a task of which there is none, and ends its shim.
 func (c *Container) Pids() ([]int, error) { return c.pids() }
 
 func (c *Container) Pause(ctx context.Context) error  { return c.pause(ctx) }

@@ -33,8 +33,9 @@ type Restore struct {
 
 // restoring is a container that is yet to be restored, by its start.
 type restoring struct {
-	c   *Container
-	cfg Restore
+	c      *Container
+	cfg    Restore
+	holder int // the PID of what has its mounts for criu, until there is a process
 }
 
 // restore makes what criu needs, and leaves the rest to the start: a container that is restored has no state "created", as
@@ -104,7 +105,7 @@ func (r *Runtime) restore(ctx context.Context, cfg Config, from Restore) (_ *Con
 	if c.Init.stdio, err = cfg.Stdio.copy(); err != nil {
 		return nil, err
 	}
-	c.Init.restoring = &restoring{c, from}
+	c.Init.restoring = &restoring{c, from, prep.task.Pid()}
 	go func() {
 		<-c.Init.exited()
 		c.dropJoiner()

@@ -2,9 +2,11 @@ package integration
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -309,5 +311,29 @@ func TestLayersInFiles(t *testing.T) {
 			}
 			c.Delete()
 		})
+	}
+}
+
+// A root that is a directory of the host's is the caller's: as with runc, the mount points that a set-up has made there before it failed stay, and nothing else does.
+func TestAFailedCreateLeavesMountPointsInARootOfTheHosts(t *testing.T) {
+	e := start(t)
+	root := t.TempDir()
+	c, err := e.TryContainer("in-a-directory", []string{"true"}, oci.WithRootFSPath(root),
+		withMount("/etc/hostname", "/etc/deep/hostname", "bind", "rbind"), withMount("/no/such/source", "/data/x", "bind", "rbind"))
+	e.Must(err, "make the container")
+	if err := c.TryCreate(); err == nil {
+		t.Fatal("there is no such source")
+	}
+	var left []string
+	e.Must(filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		left = append(left, strings.TrimPrefix(path, root)+" "+d.Type().String())
+		if info, err := d.Info(); err != nil || d.Type().IsRegular() && info.Size() != 0 {
+			t.Errorf("%s has %v, %v", path, info, err)
+		}
+		return err
+	}), "look at the root")
+	want := []string{" d---------", "/dev d---------", "/etc d---------", "/etc/deep d---------", "/etc/deep/hostname ----------", "/proc d---------", "/run d---------", "/sys d---------"}
+	if !slices.Equal(left, want) {
+		t.Errorf("there are %q", left)
 	}
 }
