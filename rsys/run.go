@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"math"
 	"os"
 	"slices"
 
@@ -128,48 +127,20 @@ func (r *Run) Do(ctx context.Context, steps ...call.Step) error {
 	return r.DoAll(ctx, pointers(steps))
 }
 
-// DoAll is [Run.Do] of a list that may be long. It is given to the task in parts, each laid out while the task runs the one before.
+// DoAll is [Run.Do] of a list that is not copied.
 func (r *Run) DoAll(ctx context.Context, steps []*call.Step) error {
+	if len(steps) == 0 {
+		return nil
+	}
 	t := r.task
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	part := firstPart
-	if t.shares() != nil {
-		part = len(steps) // the task can't run steps and take others from its data socket
-	}
-	first := len(r.steps) // that is to be run
-	r.steps = slices.Grow(r.steps, len(steps))
-	layOut := func() error {
-		n := min(part, len(steps))
-		err := r.encode(steps[:n])
-		steps, part = steps[n:], part*partGrowth
+	first := len(r.steps)
+	if err := r.request(ctx, steps); err != nil {
 		return err
 	}
-	err := layOut()
-	for err == nil && first < len(r.steps) {
-		end := len(r.steps)
-		if err = r.send(ctx, first); err != nil {
-			break
-		}
-		layOutErr := layOut()
-		skip := 0
-		if skip, err = r.finishPart(ctx, first, end); err != nil {
-			break
-		}
-		first, err = end+skip, layOutErr
-		for err == nil && first >= len(r.steps) && len(steps) > 0 {
-			err = layOut()
-		}
-	}
-	return err
+	return r.finish(ctx, first)
 }
-
-// The first part of a long list is what most containers take in all; with each part being so many times as long as the one
-// before, there are few.
-const (
-	firstPart  = 512
-	partGrowth = 4
-)
 
 func pointers(steps []call.Step) []*call.Step {
 	list := make([]*call.Step, len(steps))
@@ -183,17 +154,13 @@ func pointers(steps []call.Step) []*call.Step {
 func (r *Run) request(ctx context.Context, steps []*call.Step) error {
 	first := len(r.steps)
 	if err := r.encode(steps); err != nil {
+		r.Rewind(first)
 		return err
 	}
-	return r.send(ctx, first)
-}
-
-// send asks the task to run the steps from first on. t.mu is held.
-func (r *Run) send(ctx context.Context, first int) error {
 	if err := r.task.link.flush(ctx, r.task, r.blocks[len(r.blocks)-1]); err != nil {
 		return r.died(first, err)
 	}
-	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(r.steps) - first)}
+	words := [7]uint64{^uint64(0), r.steps[first].addr, uint64(len(steps))}
 	r.sent = now()
 	return r.died(first, r.task.request(ctx, words))
 }
@@ -212,38 +179,32 @@ func (r *Run) requestWith(ctx context.Context, files []*os.File, steps []call.St
 	})
 }
 
-// finish waits for the response to the request of the steps from first on. t.mu is held.
-func (r *Run) finish(ctx context.Context, first int) error {
-	_, err := r.finishPart(ctx, first, len(r.steps))
-	return err
-}
-
-// finishPart is finish of steps [first, end). It says how many behind them the last one skips.
-func (r *Run) finishPart(ctx context.Context, first, end int) (skip int, err error) {
+// finish waits for the response. t.mu is held.
+func (r *Run) finish(ctx context.Context, first int) (err error) {
 	defer func() { r.trace(first, r.sent, err) }()
 	left, err := r.task.response(ctx)
 	if err != nil {
-		return 0, r.died(first, err)
+		return r.died(first, err)
 	}
 	// A step may have written to what earlier parts point to.
 	for _, b := range r.blocks {
 		if err := r.task.link.fetch(ctx, r.task, b); err != nil {
-			return 0, r.died(first, err)
+			return r.died(first, err)
 		}
 	}
-	for i := first; i < end; i++ {
+	for i := first; i < len(r.steps); i++ {
 		if res := r.Result(i); res.Ran && res.Errno == 0 {
 			r.task.track(*r.steps[i].call)
 		}
 	}
 	if left <= 0 { // less if the last step skipped more than there was
-		return int(min(uint64(-left), math.MaxInt32)), nil
+		return nil
 	}
-	i := end - int(left)
-	if i < first || i >= end {
-		return 0, fmt.Errorf("rsys: response out of range: %d", left)
+	i := len(r.steps) - int(left)
+	if i < first || i >= len(r.steps) {
+		return fmt.Errorf("rsys: response out of range: %d", left)
 	}
-	return 0, &StepError{i, *r.steps[i].call, r.Result(i).Errno}
+	return &StepError{i, *r.steps[i].call, r.Result(i).Errno}
 }
 
 // Exec runs steps of which the last ones are execve. It returns nil when
@@ -328,17 +289,8 @@ func (r *Run) reached(first int) int {
 	return at
 }
 
-// encode lays steps and all that they point to out in one block. After an error there are none of them.
-func (r *Run) encode(steps []*call.Step) (err error) {
-	if len(steps) == 0 {
-		return nil
-	}
-	first := len(r.steps)
-	defer func() {
-		if err != nil {
-			r.Rewind(first)
-		}
-	}()
+// encode lays steps and all that they point to out in one block.
+func (r *Run) encode(steps []*call.Step) error {
 	size := stepSize * len(steps)
 	for _, s := range steps {
 		if n := len(s.Args); n > 6 {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,20 +49,6 @@ func TestProgramsFlowAsTheirStepsSay(t *testing.T) {
 	pid := step(call.Getpid())
 	skip := func(s call.Step, ok, err int32) call.Step { s.SkipOK, s.SkipErr = ok, err; return s }
 	const ran, not = true, false
-	// They are given to the task in parts.
-	long := func(n, at int, there, others call.Step) (steps []call.Step) {
-		for i := range n {
-			if i == at {
-				steps = append(steps, there)
-			} else {
-				steps = append(steps, others)
-			}
-		}
-		return steps
-	}
-	nextTo := func(at, behind int) []bool {
-		return slices.Concat(slices.Repeat([]bool{ran}, at+1), slices.Repeat([]bool{not}, behind))
-	}
 	for _, tt := range []struct {
 		name    string
 		program []call.Step
@@ -82,10 +67,6 @@ func TestProgramsFlowAsTheirStepsSay(t *testing.T) {
 		{"skipping past the end ends it", []call.Step{skip(pid, 9, 0), pid}, 0, 0, []bool{ran, not}},
 		{"what is expected goes on", []call.Step{pid, step(call.Expect(call.Int(0x1234), 0xff, 0x34, unix.EPERM)), pid}, 0, 0, []bool{ran, ran, ran}},
 		{"what is not expected ends it", []call.Step{step(call.Expect(call.Int(0x1234), 0xff, 0x35, unix.ESTALE)), pid}, unix.ESTALE, 0, []bool{ran, not}},
-		{"a long one is run to its end", long(4000, -1, pid, pid), 0, 0, nextTo(3999, 0)},
-		{"an error ends a long one", long(4000, 3000, fail(call.Stop), pid), unix.EBADF, 3000, nextTo(3000, 999)},
-		{"a success skips far", append(long(500, 400, skip(pid, 3100, 0), pid), long(3500, 3001, pid, fail(call.Stop))...), unix.EBADF, 3502, slices.Concat(nextTo(400, 3100), []bool{ran, ran, not})},
-		{"a success skips far past the end", append(long(500, 400, skip(pid, 9000, 0), pid), long(3500, -1, pid, fail(call.Stop))...), 0, 0, nextTo(400, 3599)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			everywhere(t, func(t *testing.T, task *rsys.Task) {
