@@ -286,3 +286,58 @@ func TestPoststopHooksRunWhenTheShimWasKilled(t *testing.T) {
 		t.Errorf("state: %s", got)
 	}
 }
+
+// What a hook's env has is its environment, whatever it is: of a variable that is there twice the last, and nothing is added, as in runc.
+func TestAHooksEnvironmentIsWhatItsEnvSays(t *testing.T) {
+	e, dir := start(t), t.TempDir()
+	e.Must(os.Chmod(dir, 0o777), "chmod")
+	hook := func(kind, out string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/cp", Args: []string{"cp", "/proc/self/environ", out + "/" + kind}, Env: []string{"WORD", "A=1", "HOME=", "A=2"}}}
+	}
+	c := e.Container([]string{"true"}, withMount(dir, "/out", "bind", "rbind", "rw"), withHooks(func(h *specs.Hooks) {
+		h.Prestart, h.CreateRuntime, h.CreateContainer = hook("prestart", dir), hook("createRuntime", dir), hook("createContainer", dir)
+		h.StartContainer, h.Poststart, h.Poststop = hook("startContainer", "/out"), hook("poststart", dir), hook("poststop", dir)
+	}))
+	c.Finish()
+	for _, kind := range []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} {
+		if got := read(t, dir+"/"+kind); got != "WORD\x00HOME=\x00A=2\x00" {
+			t.Errorf("%s: %q", kind, got)
+		}
+	}
+}
+
+// A hook's end is the hook's own, and not that of a process which it leaves and which has its output; runc waits for that one.
+func TestAHookThatLeavesAProcessBehindHasEnded(t *testing.T) {
+	if peer() {
+		t.Skip("runc waits for the end of the hook's output")
+	}
+	for kind, set := range map[string]func(*specs.Hooks, []specs.Hook){
+		"prestart":        func(h *specs.Hooks, l []specs.Hook) { h.Prestart = l },
+		"createRuntime":   func(h *specs.Hooks, l []specs.Hook) { h.CreateRuntime = l },
+		"createContainer": func(h *specs.Hooks, l []specs.Hook) { h.CreateContainer = l },
+		"startContainer":  func(h *specs.Hooks, l []specs.Hook) { h.StartContainer = l },
+		"poststart":       func(h *specs.Hooks, l []specs.Hook) { h.Poststart = l },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			e, dir := start(t), t.TempDir()
+			e.Must(os.Chmod(dir, 0o777), "chmod")
+			// It lives until the container has ended.
+			e.Must(os.WriteFile(dir+"/stay", nil, 0o644), "write")
+			script := "{ while test -e %s/stay; do sleep 0.1; done; } & exit 0"
+			where := dir
+			if kind == "startContainer" {
+				where = "/out"
+			}
+			c := e.Container([]string{"sh", "-c", "echo ran; while test ! -e /out/go; do sleep 0.1; done"}, withMount(dir, "/out", "bind", "rbind", "rw"), withHooks(func(h *specs.Hooks) {
+				set(h, []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf(script, where)}, Env: []string{"PATH=/bin:/usr/bin"}}})
+			}))
+			c.Run()
+			e.Must(os.WriteFile(dir+"/go", nil, 0o644), "write")
+			if got := c.Wait(); got.Stdout != "ran\n" || got.Code != 0 {
+				t.Errorf("got %+v", got)
+			}
+			e.Must(os.Remove(dir+"/stay"), "remove")
+			c.Delete()
+		})
+	}
+}

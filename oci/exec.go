@@ -11,6 +11,13 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 	if spec == nil || proc == nil {
 		return nil, invalid("process", "missing")
 	}
+	if err := validateEnv(proc.Env); err != nil {
+		return nil, err
+	}
+	return compileExec(spec, proc, req, host, false)
+}
+
+func compileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host, ownEnv bool) (*Plan, error) {
 	proc = processOf(spec, proc)
 	if err := checkID(req.ID); err != nil {
 		return nil, err
@@ -23,6 +30,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, req Request, host Host) 
 		return nil, err
 	}
 	c := &compiler{builder: newBuilder(128), spec: spec, proc: proc, req: req, host: host, exec: true}
+	c.OwnEnv = ownEnv
 	if err := c.filter(); err != nil {
 		return nil, err
 	}

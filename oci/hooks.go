@@ -29,6 +29,7 @@ type Hook struct {
 	Path    string
 	Args    []string
 	Env     []string // nil: the shim's
+	OwnEnv  bool     // Env is the config's
 	Timeout time.Duration
 	Status  specs.ContainerState // what the state on its standard input says
 
@@ -121,6 +122,7 @@ func (c *compiler) hook(l *hookList, i int) {
 	env := call.Null
 	switch {
 	case len(h.Env) > 0:
+		h.Env, h.OwnEnv = lastOfEach(h.Env), true
 	case l.kind == CreateContainer:
 		h.Env = []string{}
 	case l.kind == StartContainer:
@@ -170,6 +172,6 @@ func CompileHook(spec *specs.Spec, h *Hook, req Request, host Host) (*Plan, *spe
 	proc := *spec.Process
 	proc.Args, proc.Env, proc.Terminal, proc.ConsoleSize = h.Args, h.Env, false, nil
 	req.Program = h.Path
-	plan, err := CompileExec(spec, &proc, req, host)
+	plan, err := compileExec(spec, &proc, req, host, h.OwnEnv)
 	return plan, &proc, err
 }

@@ -40,6 +40,7 @@ const (
 	IDMap         = "idmap"         // open a user namespace with the maps of arguments 0 and 1; its descriptor is the result
 	IDMapOf       = "idmap.of"      // open the user namespace of the path argument 0; its descriptor is the result
 	WriteProc     = "write"         // write argument 1 to the file argument 0 of /proc/<child or parent>
+	CheckMaps     = "maps"          // fail unless arguments 0 and 1 are the maps of users and groups of the user namespace that the parent has joined
 	MoveNetDevice = "netdev"        // move the host's network device argument 0 to the child's namespace, as argument 1
 	CopyUp        = "copyup"        // copy what is in the child's directory argument 0 into argument 1, by its system calls
 	RdtCreate     = "rdt.create"    // make the resctrl class argument 0, if argument 1 is not 0, with the schemata argument 2 and the monitoring group argument 3
@@ -84,11 +85,12 @@ type Plan struct {
 	Steps []Step
 
 	// What the runtime wants to know of a run, as indices into Steps; -1 if not there.
-	Leave    int // where the child begins to give up what it has, of a Plan with a birth
-	Birth    int // the child's last step, by which the process is born that goes on
-	Gate     int // where that waits for the start; -1 if it is not born before
-	Terminal int // the step that returns the pseudoterminal's master
-	Passwd   int // the pread64 of the start of the root's /etc/passwd, to find HOME
+	Leave    int  // where the child begins to give up what it has, of a Plan with a birth
+	Birth    int  // the child's last step, by which the process is born that goes on
+	Gate     int  // where that waits for the start; -1 if it is not born before
+	Terminal int  // the step that returns the pseudoterminal's master
+	OwnEnv   bool // the environment is a hook's own, to which nothing is added
+	Passwd   int  // the pread64 of the start of the root's /etc/passwd, to find HOME
 	Lookup   Lookup
 
 	Loops    []Loop          // what is mounted by loop devices

@@ -61,7 +61,7 @@ const passwdSize = 16 << 10
 
 // readPasswd reads the start of the container's /etc/passwd, whatever that is, without getting stuck.
 func (c *compiler) readPasswd() {
-	if c.proc.Env == nil || lookupEnv(c.proc.Env, "HOME") != "" {
+	if c.OwnEnv || c.proc.Env == nil || lookupEnv(c.proc.Env, "HOME") != "" {
 		return
 	}
 	c.at("process.env", "HOME")
@@ -190,7 +190,12 @@ func (c *compiler) start() error {
 	if c.place == filterBefore {
 		c.bear()
 	}
-	c.execve(cleanEnv(p.Env))
+	env := lastOfEach(p.Env)
+	if !c.OwnEnv {
+		// An empty one is to be found out.
+		env = slices.DeleteFunc(env, func(s string) bool { return s == "HOME=" })
+	}
+	c.execve(env)
 	return nil
 }
 
@@ -206,13 +211,13 @@ func (c *compiler) filter() (err error) {
 	return c.checkListener(filter)
 }
 
-// cleanEnv leaves the last of each variable, and no empty HOME: that is to be found out.
-func cleanEnv(env []string) []string {
+// lastOfEach leaves the last of each variable.
+func lastOfEach(env []string) []string {
 	seen := make(map[string]bool, len(env))
-	out := make([]string, 0, len(env)+1)
+	out := make([]string, 0, len(env))
 	for i := len(env) - 1; i >= 0; i-- {
-		k, v, _ := strings.Cut(env[i], "=")
-		if seen[k] || k == "HOME" && v == "" {
+		k, _, _ := strings.Cut(env[i], "=")
+		if seen[k] {
 			continue
 		}
 		seen[k] = true
@@ -224,6 +229,9 @@ func cleanEnv(env []string) []string {
 
 // SetHome gives the program HOME if its environment has none.
 func (p *Plan) SetHome(home string) {
+	if p.OwnEnv {
+		return
+	}
 	var envp call.Arg
 	for _, i := range p.Lookup.Exec {
 		a := &p.Steps[i].Args[2]

@@ -159,7 +159,7 @@ func TestAHOMEThatIsGivenStays(t *testing.T) {
 }
 
 func TestTheLastOfAVariableCounts(t *testing.T) {
-	if got := cleanEnv([]string{"A=1", "B=2", "A=3"}); !slices.Equal(got, []string{"B=2", "A=3"}) {
+	if got := lastOfEach([]string{"A=1", "B=2", "A=3"}); !slices.Equal(got, []string{"B=2", "A=3"}) {
 		t.Errorf("%q", got)
 	}
 }

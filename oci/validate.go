@@ -34,6 +34,9 @@ func Validate(spec *specs.Spec) error {
 	if err := validateProcess(spec.Process); err != nil {
 		return err
 	}
+	if err := validateEnv(spec.Process.Env); err != nil {
+		return err
+	}
 	if err := validateRoot(spec.Root); err != nil {
 		return err
 	}
@@ -272,9 +275,6 @@ func validateProcess(p *specs.Process) error {
 	}
 	for i, e := range p.Env {
 		size += len(e) + 9
-		if k := strings.IndexByte(e, '='); k <= 0 {
-			return invalid(fmt.Sprintf("process.env[%d]", i), "not of the form NAME=VALUE")
-		}
 		if strings.IndexByte(e, 0) >= 0 {
 			return invalid(fmt.Sprintf("process.env[%d]", i), "with a zero byte in it")
 		}
@@ -304,6 +304,16 @@ func validateProcess(p *specs.Process) error {
 		return err
 	}
 	return validateRlimits(p.Rlimits)
+}
+
+// validateEnv is for the process alone: runc gives a hook whatever its env has, and so do we.
+func validateEnv(env []string) error {
+	for i, e := range env {
+		if strings.IndexByte(e, '=') <= 0 {
+			return invalid(item("process.env", i), "not of the form NAME=VALUE")
+		}
+	}
+	return nil
 }
 
 func validateUser(u *specs.User) error {
