@@ -35,6 +35,10 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"a period too long", res(specs.LinuxResources{CPU: &specs.LinuxCPU{Period: ptr[uint64](1 << 40)}}), "linux.resources.cpu.period"},
 		{"CPUs that are no list", res(specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "many"}}), "linux.resources.cpu.cpus"},
 		{"a weight out of range", res(specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr[uint16](5)}}), "linux.resources.blockIO.weight"},
+		{"a device with too large a number", res(specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{
+			LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 1<<32 + 8}, Rate: 1}}}}), "linux.resources.blockIO.throttleReadBpsDevice[0]"},
+		{"a device with a negative number", res(specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{WeightDevice: []specs.LinuxWeightDevice{{
+			LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8, Minor: -1}}}}}), "linux.resources.blockIO.weightDevice[0]"},
 		{"a page size", res(specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "../x"}}}), "linux.resources.hugepageLimits[0].pageSize"},
 		{"a unified path", res(specs.LinuxResources{Unified: map[string]string{"../cgroup.procs": "1"}}), "linux.resources.unified"},
 		{"a unified file that is no resource", res(specs.LinuxResources{Unified: map[string]string{"cgroup.kill": "1"}}), "linux.resources.unified"},
@@ -51,7 +55,7 @@ func TestValidateNamesTheField(t *testing.T) {
 		})
 	}
 	for _, cfg := range []Config{{ID: "a"}, {ID: "a", Path: "/default/a"}, {ID: "a", Path: "x"}, res(*everything()),
-		res(specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr[uint64](2)}, Pids: &specs.LinuxPids{Limit: ptr[int64](-1)}})} {
+		res(specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr[uint64](2), Quota: ptr[int64](-2)}, Pids: &specs.LinuxPids{Limit: ptr[int64](-1)}})} {
 		if err := Validate(cfg); err != nil {
 			t.Errorf("%+v: %v", cfg, err)
 		}
@@ -191,6 +195,19 @@ func TestAPathForSystemdIsNoDirectorysName(t *testing.T) {
 		err := Validate(Config{ID: "x", Path: path})
 		if (err != nil) != bad || bad && (!strings.Contains(err.Error(), "SystemdCgroup") || !errdefs.IsInvalidArgument(err)) {
 			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestSharesThatTheKernelHasNotAreRefusedOnV1(t *testing.T) {
+	for shares, ok := range map[uint64]bool{0: true, 1: false, 2: true, 262144: true, 262145: false, 1 << 50: false} {
+		r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
+		var e *FieldError
+		if _, err := Settings(false, r); (err == nil) != ok || !ok && (!errors.As(err, &e) || e.Field != "linux.resources.cpu.shares") {
+			t.Errorf("%d: %v", shares, err)
+		}
+		if _, err := Settings(true, r); err != nil {
+			t.Errorf("%d, v2: %v", shares, err)
 		}
 	}
 }

@@ -39,7 +39,9 @@ func Settings(v2 bool, r *specs.LinuxResources) ([]Setting, error) {
 			return nil, err
 		}
 	} else {
-		s.legacy(r)
+		if err := s.legacy(r); err != nil {
+			return nil, err
+		}
 	}
 	return s.list, nil
 }
@@ -91,8 +93,12 @@ func rdma(s *settings, r *specs.LinuxResources) {
 	}
 }
 
-func (s *settings) legacy(r *specs.LinuxResources) {
+func (s *settings) legacy(r *specs.LinuxResources) error {
 	if c := r.CPU; c != nil {
+		if n := val(c.Shares); n != 0 && (n < minShares || n > maxShares) {
+			// The kernel would take the nearest that it has.
+			return &FieldError{"linux.resources.cpu.shares", fmt.Sprintf("%d is not in %d to %d", n, minShares, maxShares)}
+		}
 		text(s, "cpu.cpus", "cpuset.cpus", c.Cpus)
 		text(s, "cpu.mems", "cpuset.mems", c.Mems)
 		num(s, "cpu.shares", "cpu.shares", c.Shares)
@@ -159,7 +165,14 @@ func (s *settings) legacy(r *specs.LinuxResources) {
 		}
 	}
 	rdma(s, r)
+	return nil
 }
+
+// MIN_SHARES and MAX_SHARES of the kernel's kernel/sched/sched.h.
+const (
+	minShares = 2
+	maxShares = 1 << 18
+)
 
 func throttle(b *specs.LinuxBlockIO, f func(field, v1, v2 string, d specs.LinuxThrottleDevice)) {
 	for _, k := range []struct {
@@ -266,9 +279,9 @@ func (s *settings) unified(r *specs.LinuxResources) error {
 // weight is cpu.weight for cpu.shares: the curve through (2, 1), (1024, 100) and (262144, 10000) that runc 1.3 came to.
 func weight(shares uint64) uint64 {
 	switch {
-	case shares <= 2:
+	case shares <= minShares:
 		return 1
-	case shares >= 262144:
+	case shares >= maxShares:
 		return 10000
 	}
 	l := math.Log2(float64(shares))

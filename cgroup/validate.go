@@ -83,8 +83,8 @@ func validateResources(r *specs.LinuxResources) error {
 		}
 	}
 	if c := r.CPU; c != nil {
-		if q := val(c.Quota); q < -1 || (q > 0 && q < 1000) {
-			return bad("cpu.quota", "%d: must be at least 1000 us, or -1 for no limit", q)
+		if q := val(c.Quota); q > 0 && q < 1000 {
+			return bad("cpu.quota", "%d: must be at least 1000 us, or negative for no limit", q)
 		}
 		if p := val(c.Period); p != 0 && (p < 1000 || p > 1000000) {
 			return bad("cpu.period", "%d us is not in 1000 to 1000000", p)
@@ -107,6 +107,9 @@ func validateResources(r *specs.LinuxResources) error {
 		}
 		if w := val(b.LeafWeight); w != 0 && (w < 10 || w > 1000) {
 			return bad("blockIO.leafWeight", "%d is not in 10 to 1000", w)
+		}
+		if err := validateBlockDevices(b); err != nil {
+			return err
 		}
 		for i, d := range b.WeightDevice {
 			for _, w := range []uint16{val(d.Weight), val(d.LeafWeight)} {
@@ -146,5 +149,19 @@ func validateResources(r *specs.LinuxResources) error {
 		}
 	}
 	_, err := DeviceRules(r)
+	return err
+}
+
+// validateBlockDevices refuses numbers that no device has. The kernel takes the lower 32 bits of each, which may be another device's.
+func validateBlockDevices(b *specs.LinuxBlockIO) (err error) {
+	check := func(field string, major, minor int64) {
+		if err == nil && (major < 0 || major > 4095 || minor < 0 || minor > 1<<20-1) {
+			err = &FieldError{"linux.resources." + field, fmt.Sprintf("%d:%d is not the number of a device", major, minor)}
+		}
+	}
+	for i, d := range b.WeightDevice {
+		check(fmt.Sprintf("blockIO.weightDevice[%d]", i), d.Major, d.Minor)
+	}
+	throttle(b, func(field, _, _ string, d specs.LinuxThrottleDevice) { check(field, d.Major, d.Minor) })
 	return err
 }

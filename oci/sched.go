@@ -1,6 +1,8 @@
 package oci
 
 import (
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,6 +26,9 @@ var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
 const (
 	schedDeadline    = 6
 	schedResetOnFork = 0x01
+
+	maxPriority = 99   // MAX_RT_PRIO - 1
+	minRuntime  = 1024 // 1 << DL_SCALE
 )
 
 // include/uapi/linux/ioprio.h
@@ -52,13 +57,16 @@ const (
 
 // bitList reads a list such as "0-3,7", as cpuset(7) has it under "List format", into a mask of whole words; nil if it is empty.
 func bitList(list string, limit int) ([]byte, bool) {
-	list = strings.TrimSpace(list)
 	if list == "" {
 		return nil, true
 	}
 	var mask []byte
 	for r := range strings.SplitSeq(list, ",") {
-		from, to, isRange := strings.Cut(strings.TrimSpace(r), "-")
+		// Between two commas, and before or after one, there may be nothing, as in runc.
+		if r = strings.TrimSpace(r); r == "" {
+			continue
+		}
+		from, to, isRange := strings.Cut(r, "-")
 		first, err := strconv.ParseUint(from, 10, 16)
 		last := first
 		if err == nil && isRange {
@@ -74,7 +82,7 @@ func bitList(list string, limit int) ([]byte, bool) {
 			mask[i/8] |= 1 << (i % 8)
 		}
 	}
-	return mask, true
+	return mask, mask != nil
 }
 
 // validateScheduling checks what the process's share of the machine depends on, with what runc refuses refused.
@@ -114,12 +122,36 @@ func validateScheduler(s *specs.Scheduler) error {
 	}
 	realtime := s.Policy == specs.SchedFIFO || s.Policy == specs.SchedRR
 	switch {
+	case s.Policy == specs.SchedISO:
+		return invalid(field+"policy", "%s is a name that Linux has no policy for", s.Policy)
 	case s.Nice < -20 || s.Nice > 19:
 		return invalid(field+"nice", "%d is not in [-20, 19]", s.Nice)
 	case s.Priority < 0 || s.Priority != 0 && !realtime:
 		return invalid(field+"priority", "%d for %s", s.Priority, s.Policy)
+	case realtime && (s.Priority < 1 || s.Priority > maxPriority):
+		return invalid(field+"priority", "%d is not in [1, %d], for %s", s.Priority, maxPriority, s.Policy)
 	case s.Policy != specs.SchedDeadline && s.Runtime|s.Deadline|s.Period != 0:
 		return invalid(field+"runtime", "with deadline and period only for %s", specs.SchedDeadline)
+	case s.Policy == specs.SchedDeadline:
+		return validateDeadline(s)
+	}
+	return nil
+}
+
+// validateDeadline refuses what __checkparam_dl of the kernel's kernel/sched/deadline.c does whatever the host's limits of the period are.
+func validateDeadline(s *specs.Scheduler) error {
+	const field = "process.scheduler."
+	period := s.Period
+	if period == 0 {
+		period = s.Deadline
+	}
+	switch {
+	case s.Deadline == 0 || s.Deadline > math.MaxInt64:
+		return invalid(field+"deadline", "%d ns, for %s", s.Deadline, s.Policy)
+	case s.Runtime < minRuntime || s.Runtime > s.Deadline:
+		return invalid(field+"runtime", "%d ns is not in [%d, deadline %d]", s.Runtime, minRuntime, s.Deadline)
+	case period < s.Deadline || period > math.MaxInt64:
+		return invalid(field+"period", "%d ns is less than the deadline, %d", period, s.Deadline)
 	}
 	return nil
 }
@@ -161,6 +193,22 @@ func validateMemoryPolicy(m *specs.LinuxMemoryPolicy) error {
 		if nodes == nil {
 			return invalid(field+"nodes", "missing, for %s", m.Mode)
 		}
+	}
+	return validateMemoryPolicyFlags(m, nodes == nil)
+}
+
+// validateMemoryPolicyFlags refuses what sanitize_mpol_flags and mpol_new of the kernel's mm/mempolicy.c do.
+func validateMemoryPolicyFlags(m *specs.LinuxMemoryPolicy, noNodes bool) error {
+	has := func(f specs.MemoryPolicyFlagType) bool { return slices.Contains(m.Flags, f) }
+	relative, static := has(specs.MpolFRelativeNodes), has(specs.MpolFStaticNodes)
+	const field = "linux.memoryPolicy.flags"
+	switch {
+	case relative && static:
+		return invalid(field, "%s and %s exclude each other", specs.MpolFRelativeNodes, specs.MpolFStaticNodes)
+	case (relative || static) && (m.Mode == specs.MpolLocal || m.Mode == specs.MpolPreferred && noNodes):
+		return invalid(field, "%v for %s without nodes", m.Flags, m.Mode)
+	case has(specs.MpolFNumaBalancing) && m.Mode != specs.MpolBind && m.Mode != specs.MpolPreferredMany:
+		return invalid(field, "%s for %s", specs.MpolFNumaBalancing, m.Mode)
 	}
 	return nil
 }

@@ -24,12 +24,12 @@ func TestSchedulingIsCompiled(t *testing.T) {
 		{`{"process": {"scheduler": {"policy": "SCHED_FIFO", "priority": 7, "flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_KEEP_PARAMS"]}}}`,
 			"process.scheduler", "sched_setattr(0, {SCHED_FIFO, RESET_ON_FORK|KEEP_PARAMS, priority 7}, 0)"},
 		{`{"process": {"scheduler": {"policy": "SCHED_OTHER", "nice": -3}}}`, "process.scheduler", "sched_setattr(0, {SCHED_OTHER, nice -3}, 0)"},
-		{`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3}}}`,
-			"process.scheduler", "sched_setattr(0, {SCHED_DEADLINE, runtime 1, deadline 2, period 3}, 0)"},
+		{`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 2000, "period": 3000}}}`,
+			"process.scheduler", "sched_setattr(0, {SCHED_DEADLINE, runtime 1024, deadline 2000, period 3000}, 0)"},
 		{`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 7}}}`, "process.ioPriority", "ioprio_set(IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE:7)"},
 		{`{"linux": {"personality": {"domain": "LINUX32"}}}`, "linux.personality", "personality(PER_LINUX32)"},
-		{`{"linux": {"memoryPolicy": {"mode": "MPOL_INTERLEAVE", "nodes": "0-1,3", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_NUMA_BALANCING"]}}}`,
-			"linux.memoryPolicy", "set_mempolicy(MPOL_INTERLEAVE|MPOL_F_NUMA_BALANCING|MPOL_F_STATIC_NODES, {0-1,3}, 65)"},
+		{`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": ",0-1,,3 ,", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_NUMA_BALANCING"]}}}`,
+			"linux.memoryPolicy", "set_mempolicy(MPOL_BIND|MPOL_F_NUMA_BALANCING|MPOL_F_STATIC_NODES, {0-1,3}, 65)"},
 		{`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "64"}}}`, "linux.memoryPolicy", "set_mempolicy(MPOL_BIND, {64}, 129)"},
 		{`{"linux": {"memoryPolicy": {"mode": "MPOL_DEFAULT", "nodes": ""}}}`, "linux.memoryPolicy", "set_mempolicy(MPOL_DEFAULT, 0, 0)"},
 		{`{}`, "linux.resources.cpu.cpus", "sched_setaffinity(0, 1024, {0-8191})"},
@@ -50,26 +50,40 @@ func TestSchedulingIsCompiled(t *testing.T) {
 
 func TestSchedulingIsChecked(t *testing.T) {
 	for patch, field := range map[string]string{
-		`{"process": {"scheduler": {}}}`:                                                          "process.scheduler.policy",
-		`{"process": {"scheduler": {"policy": "SCHED_FUN"}}}`:                                     "process.scheduler.policy",
-		`{"process": {"scheduler": {"policy": "SCHED_OTHER", "nice": 20}}}`:                       "process.scheduler.nice",
-		`{"process": {"scheduler": {"policy": "SCHED_OTHER", "priority": 1}}}`:                    "process.scheduler.priority",
-		`{"process": {"scheduler": {"policy": "SCHED_FIFO", "priority": -1}}}`:                    "process.scheduler.priority",
-		`{"process": {"scheduler": {"policy": "SCHED_RR", "runtime": 1}}}`:                        "process.scheduler.runtime",
-		`{"process": {"scheduler": {"policy": "SCHED_RR", "flags": ["x"]}}}`:                      "process.scheduler.flags[0]",
-		`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_FUN", "priority": 1}}}`:               "process.ioPriority.class",
-		`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}}}`:                "process.ioPriority.priority",
-		`{"process": {"execCPUAffinity": {"initial": "1-"}}}`:                                     "process.execCPUAffinity.initial",
-		`{"process": {"execCPUAffinity": {"final": "9000"}}}`:                                     "process.execCPUAffinity.final",
-		`{"process": {"execCPUAffinity": {"final": "3-1"}}}`:                                      "process.execCPUAffinity.final",
-		`{"linux": {"personality": {"domain": "BSD"}}}`:                                           "linux.personality.domain",
-		`{"linux": {"memoryPolicy": {"mode": "MPOL_X", "nodes": ""}}}`:                            "linux.memoryPolicy.mode",
-		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": ""}}}`:                         "linux.memoryPolicy.nodes",
-		`{"linux": {"memoryPolicy": {"mode": "MPOL_LOCAL", "nodes": "0"}}}`:                       "linux.memoryPolicy.nodes",
-		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "a"}}}`:                        "linux.memoryPolicy.nodes",
-		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_X"]}}}`: "linux.memoryPolicy.flags[0]",
-		`{"process": {"apparmorProfile": "a\nb"}}`:                                                "process.apparmorProfile",
-		`{"linux": {"mountLabel": "a\u0000"}}`:                                                    "linux.mountLabel",
+		`{"process": {"scheduler": {}}}`:                                                                                              "process.scheduler.policy",
+		`{"process": {"scheduler": {"policy": "SCHED_FUN"}}}`:                                                                         "process.scheduler.policy",
+		`{"process": {"scheduler": {"policy": "SCHED_OTHER", "nice": 20}}}`:                                                           "process.scheduler.nice",
+		`{"process": {"scheduler": {"policy": "SCHED_OTHER", "priority": 1}}}`:                                                        "process.scheduler.priority",
+		`{"process": {"scheduler": {"policy": "SCHED_FIFO", "priority": -1}}}`:                                                        "process.scheduler.priority",
+		`{"process": {"scheduler": {"policy": "SCHED_RR", "priority": 1, "runtime": 1}}}`:                                             "process.scheduler.runtime",
+		`{"process": {"scheduler": {"policy": "SCHED_RR", "flags": ["x"]}}}`:                                                          "process.scheduler.flags[0]",
+		`{"process": {"scheduler": {"policy": "SCHED_RR"}}}`:                                                                          "process.scheduler.priority",
+		`{"process": {"scheduler": {"policy": "SCHED_FIFO", "priority": 100}}}`:                                                       "process.scheduler.priority",
+		`{"process": {"scheduler": {"policy": "SCHED_ISO"}}}`:                                                                         "process.scheduler.policy",
+		`{"process": {"scheduler": {"policy": "SCHED_DEADLINE"}}}`:                                                                    "process.scheduler.deadline",
+		`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "deadline": 10000}}}`:                                                 "process.scheduler.runtime",
+		`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "runtime": 20000, "deadline": 10000}}}`:                               "process.scheduler.runtime",
+		`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "runtime": 5000, "deadline": 10000, "period": 9999}}}`:                "process.scheduler.period",
+		`{"process": {"scheduler": {"policy": "SCHED_DEADLINE", "runtime": 5000, "deadline": 18446744073709551615}}}`:                 "process.scheduler.deadline",
+		`{"process": {"execCPUAffinity": {"final": ","}}}`:                                                                            "process.execCPUAffinity.final",
+		`{"process": {"execCPUAffinity": {"initial": " "}}}`:                                                                          "process.execCPUAffinity.initial",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]}}}`: "linux.memoryPolicy.flags",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_PREFERRED", "flags": ["MPOL_F_STATIC_NODES"]}}}`:                                   "linux.memoryPolicy.flags",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_LOCAL", "flags": ["MPOL_F_RELATIVE_NODES"]}}}`:                                     "linux.memoryPolicy.flags",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_NUMA_BALANCING"]}}}`:                  "linux.memoryPolicy.flags",
+		`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_FUN", "priority": 1}}}`:                                                   "process.ioPriority.class",
+		`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}}}`:                                                    "process.ioPriority.priority",
+		`{"process": {"execCPUAffinity": {"initial": "1-"}}}`:                                                                         "process.execCPUAffinity.initial",
+		`{"process": {"execCPUAffinity": {"final": "9000"}}}`:                                                                         "process.execCPUAffinity.final",
+		`{"process": {"execCPUAffinity": {"final": "3-1"}}}`:                                                                          "process.execCPUAffinity.final",
+		`{"linux": {"personality": {"domain": "BSD"}}}`:                                                                               "linux.personality.domain",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_X", "nodes": ""}}}`:                                                                "linux.memoryPolicy.mode",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": ""}}}`:                                                             "linux.memoryPolicy.nodes",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_LOCAL", "nodes": "0"}}}`:                                                           "linux.memoryPolicy.nodes",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "a"}}}`:                                                            "linux.memoryPolicy.nodes",
+		`{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_X"]}}}`:                                     "linux.memoryPolicy.flags[0]",
+		`{"process": {"apparmorProfile": "a\nb"}}`:                                                                                    "process.apparmorProfile",
+		`{"linux": {"mountLabel": "a\u0000"}}`:                                                                                        "linux.mountLabel",
 	} {
 		if _, err := compileBytes(edit(t, patch)); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), field+":") {
 			t.Errorf("%s: got %v", field, err)
@@ -186,6 +200,9 @@ func TestASchedulerThatIsNotInheritedIsNotGivenToTheParent(t *testing.T) {
 	for policy, born := range map[specs.LinuxSchedulerPolicy]bool{specs.SchedBatch: true, specs.SchedDeadline: false} {
 		proc := *spec.Process
 		proc.Scheduler = &specs.Scheduler{Policy: policy}
+		if policy == specs.SchedDeadline {
+			proc.Scheduler.Runtime, proc.Scheduler.Deadline = 5000, 10000
+		}
 		p, err := CompileExec(spec, &proc, req, hostV1)
 		if err != nil {
 			t.Fatal(err)

@@ -26,6 +26,9 @@ const (
 	enosys = 38
 )
 
+// maxErrno is MAX_ERRNO of include/linux/err.h, to which the kernel lowers what is more. libseccomp, and so runc, takes what is less.
+const maxErrno = 4095
+
 // An actionError says what is wrong with an action or with its errno.
 type actionError struct {
 	errno bool
@@ -42,6 +45,9 @@ func returnValue(action specs.LinuxSeccompAction, errnoRet *uint) (uint32, *acti
 	case specs.ActTrap:
 		return retTrap, nil
 	case specs.ActErrno:
+		if errnoRet != nil && *errnoRet >= maxErrno && *errnoRet <= 0xffff {
+			return 0, &actionError{errno: true, what: fmt.Sprintf("%d is not an errno", *errnoRet)}
+		}
 		return withErrno(retErrno, errnoRet)
 	case specs.ActTrace:
 		return withErrno(retTrace, errnoRet)
