@@ -11,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/cgroup"
 	"github.com/rsys-io/rsys/namespaces"
@@ -61,6 +63,9 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	}
 	plan, err := oci.Compile(cfg.Spec, req, thisHost())
 	if err != nil {
+		return nil, err
+	}
+	if err := keepsOurNetwork(cfg.Spec); err != nil {
 		return nil, err
 	}
 	stub, err := r.ground(ctx)
@@ -179,6 +184,8 @@ func (k *creation) step(ctx context.Context, r *run, s *oci.Step) (err error) {
 		return r.attachLoop(ctx, s)
 	case oci.RdtCreate:
 		return hostResctrl.create(argString(s.Args[0]), s.Args[1].Int != 0, argString(s.Args[2]), argString(s.Args[3]))
+	case oci.CheckMaps:
+		return checkMaps(r.task.Pid(), argString(s.Args[0]), argString(s.Args[1]))
 	case oci.MoveNetDevice:
 		return r.moveDevice(ctx, argString(s.Args[0]), argString(s.Args[1]))
 	case oci.SendListener:
@@ -291,7 +298,11 @@ func commonStep(ctx context.Context, r *run, s *oci.Step, cg *cgroup.Cgroup, std
 		return chownStdio(r.task.Pid(), uint32(s.Args[0].Int), stdio)
 	case oci.WriteProc:
 		file := "/proc/" + strconv.Itoa(r.task.Pid()) + "/" + argString(s.Args[0])
-		return os.WriteFile(file, []byte(argString(s.Args[1])), 0)
+		err := os.WriteFile(file, []byte(argString(s.Args[1])), 0)
+		if errors.Is(err, unix.ERANGE) || errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		return err
 	}
 	return fmt.Errorf("unknown step of the shim")
 }

@@ -2,14 +2,35 @@ package container
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strconv"
 
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/netdev"
+	"github.com/rsys-io/rsys/oci"
 	"github.com/rsys-io/rsys/rsys/call"
 )
+
+// keepsOurNetwork refuses a config that would change our own network namespace, where that is the one that it joins by a path.
+func keepsOurNetwork(spec *specs.Spec) error {
+	field, path := oci.ChangesNetwork(spec)
+	if field == "" || path == "" {
+		return nil
+	}
+	var ours, theirs unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &ours); err != nil {
+		return os.NewSyscallError("stat /proc/self/ns/net", err)
+	}
+	// One that can't be looked at can't be joined, which is told with its name.
+	if unix.Stat(path, &theirs) == nil && theirs.Dev == ours.Dev && theirs.Ino == ours.Ino {
+		return fmt.Errorf("%s: not in the host's network namespace, which %s is: %w", field, path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
 
 // moveDevice moves a device of the host's into the child's network namespace, through a socket that the child
 // opens there.

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/namespaces"
@@ -32,6 +35,31 @@ func (k *creation) idmap(ctx context.Context, r *run, s *oci.Step) (int64, error
 		return 0, err
 	}
 	return fds[0].Arg().Int, nil
+}
+
+// checkMaps compares the maps that a config has beside the path of a user namespace with those of the namespace, which
+// count: pid is in it. The order of the ranges is nothing that the kernel would keep.
+func checkMaps(pid int, uids, gids string) error {
+	for _, m := range []struct{ file, want string }{{"uid_map", uids}, {"gid_map", gids}} {
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/" + m.file)
+		if err != nil {
+			return err
+		}
+		if has := string(data); !slices.Equal(mapRanges(has), mapRanges(m.want)) {
+			return fmt.Errorf("%q in the config, but the namespace that is joined has the %s %q: %w",
+				strings.Join(mapRanges(m.want), ", "), m.file, strings.Join(mapRanges(has), ", "), errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// mapRanges are the lines of a map, in an order of ours, with single spaces.
+func mapRanges(text string) (list []string) {
+	for line := range strings.Lines(text) {
+		list = append(list, strings.Join(strings.Fields(line), " "))
+	}
+	slices.Sort(list)
+	return list
 }
 
 // raiseRlimit raises a process's hard limit if it is lower than hard. In a user namespace nobody can.

@@ -31,7 +31,6 @@ func edit(f func(spec, process, linux map[string]any)) func([]byte) []byte {
 }
 
 func TestABadConfigIsRefusedAndNothingIsLeft(t *testing.T) {
-	type object = map[string]any
 	for _, test := range []struct {
 		name  string
 		make  func([]byte) []byte

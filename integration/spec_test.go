@@ -196,7 +196,6 @@ func TestTheDefaultOfASeccompProfileHasItsErrno(t *testing.T) {
 // refuses a path to be masked that goes by a link of /proc's to another root, sets a group that is there twice once, and
 // needs no file of its own in the program's process, so that a limit of none works.
 func TestOddValuesAreTakenAsRuncTakesThem(t *testing.T) {
-	type object = map[string]any
 	status := func(field string) []string {
 		return []string{"sed", "-n", "s/^" + field + ":\t//p", "/proc/self/status"}
 	}
@@ -265,6 +264,11 @@ func TestOddValuesAreTakenAsRuncTakesThem(t *testing.T) {
 		"an I/O priority of no class":       {harness.Sh("echo ran"), func(_, p, _ object) { p["ioPriority"] = object{"class": "", "priority": 0} }, "refused", ""},
 		"a priority for an ordinary policy": {harness.Sh("echo ran"), func(_, p, _ object) { p["scheduler"] = object{"policy": "SCHED_OTHER", "priority": 5} }, "refused", ""},
 		"a console without a terminal":      {harness.Sh("echo ran"), func(_, p, _ object) { p["consoleSize"] = object{"height": 9, "width": 9} }, "ran\n", ""},
+		"CPUs with commas too many":         {harness.Sh("echo ran"), func(_, p, _ object) { p["execCPUAffinity"] = object{"initial": "0,,", "final": " , 0"} }, "ran\n", ""},
+		"nodes with commas too many":        {harness.Sh("echo ran"), func(_, _, l object) { l["memoryPolicy"] = object{"mode": "MPOL_BIND", "nodes": ",0,"} }, "ran\n", ""},
+		"a HOME and an empty one after it":  {harness.Sh("echo $HOME"), func(_, p, _ object) { p["env"] = []string{"PATH=/bin", "HOME=/tmp", "HOME="} }, "/root\n", ""},
+		"one CPU share":                     {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["cpu"] = object{"shares": 1} }, map[bool]string{false: "refused", true: "ran\n"}[onV2()], ""},
+		"a quota of minus two":              {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["cpu"] = object{"quota": -2} }, "ran\n", ""},
 		"no hostname":                       {harness.Sh("test $(hostname) = " + hostName() + " && echo as outside"), func(s, _, _ object) { s["hostname"] = "" }, "as outside\n", ""},
 		"a pids limit of zero":              {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["pids"] = object{"limit": 0} }, "ran\n", ""},
 		"memory nodes that are not there":   {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["cpu"] = object{"mems": "77"} }, "refused", ""},

@@ -39,6 +39,23 @@ func validateNetDevices(l *specs.Linux, ns *namespaces) error {
 	return nil
 }
 
+// ChangesNetwork is the first field that changes the network namespace that a container joins, and the path of that; "" if there is none.
+func ChangesNetwork(spec *specs.Spec) (field, path string) {
+	ns := namespacesOf(spec)
+	if path = ns[nsIndex(specs.NetworkNamespace)].path; path == "" {
+		return "", ""
+	}
+	if len(spec.Linux.NetDevices) > 0 {
+		return "linux.netDevices", path
+	}
+	for _, k := range slices.Sorted(maps.Keys(spec.Linux.Sysctl)) {
+		if strings.HasPrefix(sysctlPath(k), "net/") {
+			return "linux.sysctl[" + k + "]", path
+		}
+	}
+	return "", path
+}
+
 // isDeviceName says whether the kernel takes a name for a device: dev_valid_name in its net/core/dev.c.
 func isDeviceName(s string) bool {
 	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && !strings.ContainsAny(s, "/:\x00 \t\n\v\f\r")

@@ -66,6 +66,10 @@ func (c *compiler) parent() error {
 		c.at(c.ns[i].why, c.ns[i].path)
 		c.do(call.Setns(userns, unix.CLONE_NEWUSER))
 		c.close(userns)
+		if l := c.spec.Linux; len(l.UIDMappings) > 0 {
+			c.at("linux.uidMappings", "")
+			c.shim(CheckMaps, call.String(mapText(l.UIDMappings)), call.String(mapText(l.GIDMappings)))
+		}
 	}
 	return nil
 }
@@ -367,6 +371,10 @@ func validateUserNS(spec *specs.Spec) error {
 		m := &spec.Mounts[i]
 		if o := parseOptions(m.Options); o.idmap && len(m.UIDMappings) == 0 && !ns.has(specs.UserNamespace) {
 			return invalid(item("mounts", i)+".uidMappings", "missing, and the container has no user namespace")
+		}
+		// A list that is there and empty is not one that is left out, as in runc.
+		if (m.UIDMappings != nil || m.GIDMappings != nil) && len(m.UIDMappings) == 0 {
+			return invalid(item("mounts", i)+".uidMappings", "of no ranges")
 		}
 		for _, f := range []struct {
 			name string
