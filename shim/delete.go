@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
@@ -26,6 +29,34 @@ const (
 	// deleteLimit is below containerd's own limit for the verb, so that there is an error to read.
 	deleteLimit = 4500 * time.Millisecond
 )
+
+// socketPath is what a file of the bundle says of where the shim listens, "" if there is none.
+func socketPath(bundle, name string) string {
+	data, err := os.ReadFile(filepath.Join(bundle, name))
+	if err != nil {
+		return ""
+	}
+	path, _ := strings.CutPrefix(string(data), "unix://")
+	return path
+}
+
+// answers says whether a shim answers at a socket's path; a busy one counts as one that does. The socket of a shim that was killed
+// may take connections for a moment after containerd's was closed: the kernel lets go of what it had in the reverse order
+// (task_work), and a busy machine may stop it in between.
+func answers(path string) bool {
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return errors.Is(err, syscall.EAGAIN) // its backlog is full
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	frame := make([]byte, frameHeader) // with the number of no stream, to which ttrpc's server answers with an error
+	if _, err := conn.Write(frame); err != nil {
+		return false
+	}
+	_, err = conn.Read(frame)
+	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
+}
 
 // deleteVerb removes what a container left whose shim is dead.
 func deleteVerb(flags *bootstrap.Flags, out io.Writer) error {
@@ -51,13 +82,11 @@ func deleteVerb(flags *bootstrap.Flags, out io.Writer) error {
 	if exit.At.IsZero() {
 		exit = container.Exit{Status: killedExit, At: time.Now()}
 	}
-	for _, name := range []string{"address", bootstrap.DebugAddress} {
-		if data, err := os.ReadFile(filepath.Join(bundle, name)); err == nil {
-			if path, ok := strings.CutPrefix(string(data), "unix://"); ok {
-				// A group's shim may well be alive: then this is about one container's failed start.
-				if err := bootstrap.RemoveDead(path); err != nil {
-					fmt.Fprintln(os.Stderr, err)
-				}
+	// A group's shim may well be alive: then this is about one container's failed start.
+	if path := socketPath(bundle, "address"); path != "" && !answers(path) {
+		for _, path := range []string{path, socketPath(bundle, bootstrap.DebugAddress)} {
+			if err := os.Remove(path); err != nil && path != "" && !errors.Is(err, fs.ErrNotExist) {
+				fmt.Fprintln(os.Stderr, err)
 			}
 		}
 	}

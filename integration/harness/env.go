@@ -62,13 +62,14 @@ func New(t testing.TB, d *Daemon) *Env {
 	e := &Env{TB: t, Daemon: d, Ctx: ctx, Runtime: Runtime(), before: d.Snapshot(), logged: d.logged()}
 	t.Cleanup(func() {
 		cancel()
+		leaks := d.Leaks(e.before, 10*time.Second*slow(), e.may...)
+		if len(leaks) > 0 {
+			t.Errorf("left behind:\n  %s", strings.Join(leaks, "\n  "))
+		}
 		if t.Failed() {
 			t.Logf("what containerd and the shims logged:\n%s", d.LogFrom(e.logged, 4000))
 		}
-		if leaks := d.Leaks(e.before, 10*time.Second*slow(), e.may...); len(leaks) > 0 {
-			t.Errorf("left behind:\n  %s", strings.Join(leaks, "\n  "))
-			d.clean(e.before)
-		} else if len(e.may) > 0 {
+		if len(leaks) > 0 || len(e.may) > 0 {
 			d.clean(e.before)
 		}
 	})

@@ -77,17 +77,6 @@ func alive(path string) bool {
 	return err == nil || err == syscall.EAGAIN
 }
 
-// RemoveDead removes a socket whose shim is no more.
-func RemoveDead(path string) error {
-	if alive(path) {
-		return nil
-	}
-	if err := syscall.Unlink(path); err != nil && err != syscall.ENOENT {
-		return wrap("remove "+path, err)
-	}
-	return nil
-}
-
 const (
 	prSchedCore       = 62
 	schedCoreCreate   = 1
