@@ -68,6 +68,9 @@ func (r *Runtime) create(ctx context.Context, cfg Config) (_ *Container, err err
 	if err := keepsOurNetwork(cfg.Spec); err != nil {
 		return nil, err
 	}
+	if err := hasDevices(cfg.Spec); err != nil {
+		return nil, err
+	}
 	stub, err := r.ground(ctx)
 	if err != nil {
 		return nil, err

@@ -3,7 +3,9 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -28,6 +30,24 @@ func keepsOurNetwork(spec *specs.Spec) error {
 	// One that can't be looked at can't be joined, which is told with its name.
 	if unix.Stat(path, &theirs) == nil && theirs.Dev == ours.Dev && theirs.Ino == ours.Ino {
 		return fmt.Errorf("%s: not in the host's network namespace, which %s is: %w", field, path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// hasDevices refuses a config with network devices of the host that are not there, before the first is moved.
+func hasDevices(spec *specs.Spec) error {
+	if spec.Linux == nil || len(spec.Linux.NetDevices) == 0 {
+		return nil
+	}
+	host, err := netdev.Socket()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	for _, name := range slices.Sorted(maps.Keys(spec.Linux.NetDevices)) {
+		if err := netdev.Find(host, name); err != nil {
+			return fmt.Errorf("linux.netDevices[%s]: %w: %w", name, err, errdefs.ErrFailedPrecondition)
+		}
 	}
 	return nil
 }

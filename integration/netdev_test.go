@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rsys-io/rsys/integration/harness"
 )
@@ -58,12 +60,13 @@ func TestANetworkDeviceThatCanNotBeMovedFailsTheContainer(t *testing.T) {
 	for _, test := range []struct {
 		name, as, want string
 	}{
-		{"nonesuch", "", "linux.netDevices[nonesuch]: netdev: find nonesuch: no such device"},
-		{"rsysc", "lo", "linux.netDevices[rsysc] (lo): netdev: the container has a device lo: file exists"},
-		{"lo", "loop", "linux.netDevices[lo] (loop): netdev: move lo: invalid argument"},
+		{"nonesuch", "", "linux.netDevices[nonesuch]: find nonesuch: no such device"},
+		{"rsysc", "lo", "linux.netDevices[rsysc].name: lo, which every network namespace has"},
+		{"lo", "loop", "linux.netDevices[lo]: a loopback device can't be moved"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := start(t)
+			t.Cleanup(func() { exec.Command("ip", "link", "set", "lo", "up").Run() }) // which runc has taken down by then
 			if test.name == "rsysc" {
 				ip(e, "link", "add", "rsysc", "type", "veth", "peer", "name", "rsyscp")
 				t.Cleanup(func() { exec.Command("ip", "link", "del", "rsysc").Run() })
@@ -79,5 +82,35 @@ func TestANetworkDeviceThatCanNotBeMovedFailsTheContainer(t *testing.T) {
 				t.Errorf("the host's lo: %s", out)
 			}
 		})
+	}
+}
+
+// All of the devices are looked for before the first is moved: in a network namespace that is joined it would stay.
+func TestNoNetworkDeviceIsMovedWhereOneIsMissing(t *testing.T) {
+	if peer() {
+		t.Skip("runc looks for each when its turn comes")
+	}
+	e := start(t)
+	ip(e, "link", "add", "rsysf", "type", "veth", "peer", "name", "rsysfp")
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "rsysfp").Run() })
+	owner := e.Container(harness.Sleep()).Run()
+	netns := fmt.Sprintf("/proc/%d/ns/net", owner.Task.Pid())
+	err := e.Container([]string{"true"}, joining(specs.NetworkNamespace, netns), netDevices(map[string]specs.LinuxNetDevice{"rsysf": {}, "rsysz": {}})).TryCreate()
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "linux.netDevices[rsysz]: find rsysz: no such device") {
+		t.Errorf("got %v", err)
+	}
+	if got := owner.RunExec("ls", "/sys/class/net"); got.Stdout != "lo\n" {
+		t.Errorf("in the namespace are %q", got.Stdout)
+	}
+	// What the namespace has already is found when the device is to be moved, and that stays as it was.
+	ip(e, "link", "set", "rsysf", "up")
+	ip(e, "link", "add", "rsysg", "type", "veth", "peer", "name", "rsysgp", "netns", fmt.Sprint(owner.Task.Pid()))
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "rsysg").Run() })
+	err = e.Container([]string{"true"}, joining(specs.NetworkNamespace, netns), netDevices(map[string]specs.LinuxNetDevice{"rsysf": {Name: "rsysgp"}})).TryCreate()
+	if err == nil || !strings.Contains(err.Error(), "linux.netDevices[rsysf] (rsysgp): netdev: the container has a device rsysgp: file exists") {
+		t.Errorf("got %v", err)
+	}
+	if out, err := exec.Command("ip", "-o", "link", "show", "rsysf").CombinedOutput(); err != nil || !strings.Contains(string(out), ",UP") {
+		t.Errorf("the device: %s, %v", out, err)
 	}
 }

@@ -23,6 +23,18 @@ func Socket() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "rtnetlink"), nil
 }
 
+// Find says whether the namespace of a socket has a device of a name; if not, the error is ENODEV.
+func Find(in *os.File, name string) error {
+	c, err := newConn(in)
+	if err == nil {
+		_, err = c.linkByName(name)
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	return nil
+}
+
 // Move moves the device name from the namespace of socket from into netns, of which to is a socket, and calls it newName
 // there, which may have a "%d" for the kernel to fill in; its own name if newName is "". What it has of permanent addresses
 // of global scope it keeps, and it is up: config-linux.md of the runtime specification, "Network Devices".

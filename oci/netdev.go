@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ func validateNetDevices(l *specs.Linux, ns *namespaces) error {
 	if !ns.has(specs.NetworkNamespace) {
 		return invalid("linux.netDevices", "not without a network namespace")
 	}
+	taken := map[string]string{"lo": "which every network namespace has"}
 	for _, name := range slices.Sorted(maps.Keys(l.NetDevices)) {
 		field := "linux.netDevices[" + name + "]"
 		if !isDeviceName(name) || strings.Contains(name, "%") {
@@ -34,6 +36,16 @@ func validateNetDevices(l *specs.Linux, ns *namespaces) error {
 		}
 		if n := l.NetDevices[name].Name; n != "" && (!isDeviceName(n) || strings.Contains(strings.Replace(n, "%d", "", 1), "%")) {
 			return invalid(field+".name", "%q is not a name of a network device", n)
+		}
+		as := cmp.Or(l.NetDevices[name].Name, name)
+		if name == "lo" {
+			return invalid(field, "a loopback device can't be moved")
+		}
+		if who := taken[as]; who != "" {
+			return invalid(field+".name", "%s, %s", as, who)
+		}
+		if !strings.Contains(as, "%") { // of which the kernel finds a name that is free
+			taken[as] = "as which " + name + " is there"
 		}
 	}
 	return nil

@@ -27,14 +27,18 @@ func TestNetworkDevicesAreMoved(t *testing.T) {
 func TestNetworkDevicesAreChecked(t *testing.T) {
 	const ns = `"namespaces": [{"type": "mount"}, {"type": "network"}], `
 	for patch, field := range map[string]string{
-		`{"linux": {"netDevices": {"eth0": {}}}}`:                                     "linux.netDevices:",
-		`{"linux": {` + ns + `"netDevices": {"a/b": {}}}}`:                            "linux.netDevices[a/b]:",
-		`{"linux": {` + ns + `"netDevices": {"a%d": {}}}}`:                            "linux.netDevices[a%d]:",
-		`{"linux": {` + ns + `"netDevices": {"": {}}}}`:                               "linux.netDevices[]:",
-		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a b"}}}}`:              "linux.netDevices[eth0].name:",
-		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a%d%d"}}}}`:            "linux.netDevices[eth0].name:",
-		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a%s"}}}}`:              "linux.netDevices[eth0].name:",
-		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "0123456789abcdef"}}}}`: "linux.netDevices[eth0].name:",
+		`{"linux": {"netDevices": {"eth0": {}}}}`:                                             "linux.netDevices:",
+		`{"linux": {` + ns + `"netDevices": {"a/b": {}}}}`:                                    "linux.netDevices[a/b]:",
+		`{"linux": {` + ns + `"netDevices": {"a%d": {}}}}`:                                    "linux.netDevices[a%d]:",
+		`{"linux": {` + ns + `"netDevices": {"": {}}}}`:                                       "linux.netDevices[]:",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a b"}}}}`:                      "linux.netDevices[eth0].name:",
+		`{"linux": {` + ns + `"netDevices": {"lo": {"name": "a"}}}}`:                          "linux.netDevices[lo]:",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "lo"}}}}`:                       "linux.netDevices[eth0].name: lo, which every network namespace has",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a"}, "eth1": {"name": "a"}}}}`: "linux.netDevices[eth1].name: a, as which eth0 is there",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "eth1"}, "eth1": {}}}}`:         "linux.netDevices[eth1].name: eth1, as which eth0 is there",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a%d%d"}}}}`:                    "linux.netDevices[eth0].name:",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "a%s"}}}}`:                      "linux.netDevices[eth0].name:",
+		`{"linux": {` + ns + `"netDevices": {"eth0": {"name": "0123456789abcdef"}}}}`:         "linux.netDevices[eth0].name:",
 	} {
 		if _, err := compileBytes(edit(t, patch)); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), field) {
 			t.Errorf("%s: got %v", field, err)
