@@ -72,8 +72,8 @@ type Step struct {
 	*Reason // one for all the steps that it has
 	Who     Who
 	Phase   Phase
-	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is, or to what a mount has hidden. The
-	// runtime makes directories there, in the root that argument 0 is, and goes on with the step again.
+	// Mend says of an openat2 that fails with ENOENT that its path leads over a symbolic link to where nothing is, or that a mount
+	// has hidden what was there. The runtime makes directories there, in the root that argument 0 is, and goes on with the step again.
 	Mend bool
 }
 
