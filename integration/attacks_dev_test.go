@@ -35,7 +35,7 @@ func devVolume(e *harness.Env, furnish func(dir string)) oci.SpecOpts {
 
 // The null device that masked files are hidden behind is a link to what the attacker wants to write to.
 //
-// Guard: it is looked at by the descriptor that is then bound (expectNull, oci/devices.go).
+// Guard: it is looked at by the descriptor that is then bound (expectNull, oci/devices.go). Without it all of this fails but "a link to nothing".
 func TestAttack2025_31133(t *testing.T) {
 	masked := change(func(s *oci.Spec) { s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/secret") })
 	for name, target := range map[string]string{"a link to core_pattern": "/proc/sys/kernel/core_pattern", "a link to a file": "/etc/passwd", "a link to another device": "zero", "a link to nothing": "nothing"} {
