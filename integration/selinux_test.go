@@ -106,7 +106,7 @@ func TestTheMountLabelIsThatOfAllFileSystemsThatAreMade(t *testing.T) {
 	c := e.Container(harness.Sleep(), labels(processLabel, fileLabel), withMount("tmpfs", "/fresh", "tmpfs"),
 		withMount("tmpfs", "/own", "tmpfs", "context=system_u:object_r:tmpfs_t:s0")).Run()
 	root := "/proc/" + strconv.Itoa(int(c.Task.Pid())) + "/root"
-	for _, path := range []string{"/", "/bin/busybox", "/dev", "/dev/null", "/dev/shm", "/dev/pts", "/fresh"} {
+	for _, path := range []string{"/", "/bin/busybox", "/dev", "/dev/null", "/dev/shm", "/dev/pts", "/dev/mqueue", "/fresh"} {
 		if got := labelOf(e, root+path); got != fileLabel {
 			t.Errorf("%s is %s, want %s", path, got, fileLabel)
 		}

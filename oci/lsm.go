@@ -65,6 +65,13 @@ func (c *compiler) labels() {
 	}
 }
 
+// labelFile gives the directory that a mount begins with linux.mountLabel. An mqueue has no option for it: all of an IPC namespace are one
+// file system.
+func (c *compiler) labelFile(mount call.Arg, label string) {
+	c.do(call.Fchdir(mount))
+	c.do(call.Setxattr(".", "security.selinux", []byte(label)))
+}
+
 // context is linux.mountLabel for a new file system's option of that name; "" if it is to have none. Those whose files have
 // labels of their own are left alone, as in runc.
 func (c *compiler) context(fstype string, data []string) string {

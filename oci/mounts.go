@@ -172,7 +172,16 @@ func (c *compiler) fresh(fstype, source string, o *mountOptions, t target) {
 		// What comes later makes its mount points and devices there.
 		attrs &^= unix.MOUNT_ATTR_RDONLY
 	}
-	mnt := c.newMount(fstype, source, o, attrs)
+	var mnt call.Arg
+	if label := c.spec.Linux.MountLabel; fstype == "mqueue" && label != "" {
+		mnt = c.newMount(fstype, source, o, attrs&^unix.MOUNT_ATTR_RDONLY)
+		c.labelFile(mnt, label)
+		if attrs&unix.MOUNT_ATTR_RDONLY != 0 {
+			c.setattr(mnt, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+		}
+	} else {
+		mnt = c.newMount(fstype, source, o, attrs)
+	}
 	for _, p := range o.propagation {
 		c.setattr(mnt, p.rec, 0, 0, p.flag)
 	}

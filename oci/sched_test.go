@@ -123,6 +123,9 @@ func TestAMountLabelIsTheContextOfNewFileSystems(t *testing.T) {
 		if want := m.Type == "tmpfs" || m.Type == "devpts"; has != want {
 			t.Errorf("%s of type %s: context %v, want %v", m.Destination, m.Type, has, want)
 		}
+		if has := strings.Contains(stepsOf(p, item("mounts", i)), `setxattr(".", "security.selinux", `); has != (m.Type == "mqueue") {
+			t.Errorf("%s of type %s: labelled by its file %v", m.Destination, m.Type, has)
+		}
 	}
 }
 

@@ -117,6 +117,11 @@ func Fchmodat(dir Arg, path string, mode uint32) Call {
 	return sys("fchmodat", unix.SYS_FCHMODAT, dir, String(path), flags(mode, FormOctal))
 }
 
+// Setxattr sets an extended attribute of a file.
+func Setxattr(path, name string, value []byte) Call {
+	return sys("setxattr", unix.SYS_SETXATTR, String(path), String(name), Bytes(value), Int(len(value)), Int(0))
+}
+
 // Offsets in the output of [Statx] (struct statx).
 const (
 	StatxModeOff = 28  // stx_mode, 16 bits, behind uid and gid
