@@ -17,6 +17,7 @@ STATICCHECK=0.8.2
 CRIU=4.1.1
 CHECKPOINTCTL=1.6.0
 CRICTL=1.37.0
+KUBERNETES=1.34.4
 
 # Exactly the toolchain that is installed, and no stamp of the git state: the
 # scripts must give the same result in a checkout, a copy and a tarball.
@@ -176,6 +177,22 @@ get_checkpointctl() {
 get_crictl() {
 	CGO_ENABLED=0 build_module "crictl-$CRICTL" sigs.k8s.io/cri-tools "$CRICTL" \
 		-ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$CRICTL" ./cmd/crictl
+}
+
+# Kubernetes' own modules are developed in its tree, of which its module has nothing, and released under versions of their own.
+get_kubelet() {
+	prepare() {
+		local m edits=()
+		for m in $(sed -n 's#^\t\(k8s.io/[a-z-]*\) => ./staging/.*#\1#p' go.mod); do
+			edits+=(-dropreplace "$m" -require "$m@v0${KUBERNETES#1}")
+		done
+		rm -rf vendor staging go.work go.work.sum
+		go mod edit "${edits[@]}"
+		GOFLAGS="$GOFLAGS -mod=mod" go list -deps ./cmd/kubelet >/dev/null
+	}
+	CGO_ENABLED=0 build_module "kubelet-$KUBERNETES" k8s.io/kubernetes "$KUBERNETES" \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$KUBERNETES" ./cmd/kubelet
+	unset -f prepare
 }
 
 # Debian 12's criu, 3.17.1, can do nothing on Linux 6.18 ("Unexpected rt vDSO area bounds"). The next Debian's is
