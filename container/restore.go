@@ -160,7 +160,7 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 	}
 	restores.Lock()
 	defer restores.Unlock()
-	before := ourChildren()
+	before := criu.Children()
 	resp, err := req.Do(ctx)
 	if err == nil && child == nil {
 		child, err = rsys.AdoptChild(int(resp.GetRestore().GetPid()))
@@ -177,7 +177,12 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 		}
 		c.timed = hasOwnClock(child.Pid())
 		p.adopt(child)
-	} else if err != nil {
+	}
+	if err != nil {
+		// All that is in the cgroup is criu's doing.
+		err = errors.Join(err, c.cgroup.Kill())
+	}
+	if err != nil && child == nil {
 		reapNew(before)
 	}
 	if err = done(err); err != nil {
@@ -273,26 +278,12 @@ func joinedNamespaces(spec *specs.Spec) (list []*rpc.JoinNamespace, err error) {
 // restores is held by one restore at a time, so that what is left of one that failed can be told from another's.
 var restores sync.Mutex
 
-// ourChildren are the children of all our threads.
-func ourChildren() (pids []int) {
-	files, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, file := range files {
-		data, _ := os.ReadFile(file)
-		for _, s := range strings.Fields(string(data)) {
-			if pid, err := strconv.Atoi(s); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
-}
-
 // reapNew reaps what criu has made in our name before it failed, and killed. It was not told of; who has somebody who waits for
 // him is reaped by that one, at once.
 func reapNew(before []int) {
 	for range 2 {
 		time.Sleep(100 * time.Millisecond)
-		zombies := slices.DeleteFunc(ourChildren(), func(pid int) bool { return slices.Contains(before, pid) || !isZombie(pid) })
+		zombies := slices.DeleteFunc(criu.Children(), func(pid int) bool { return slices.Contains(before, pid) || !isZombie(pid) })
 		if len(zombies) == 0 {
 			return
 		}

@@ -33,7 +33,8 @@ type Request struct {
 	// if empty. Both are there already.
 	Images, Work string
 	Files        []*os.File // passed on, from FirstFile
-	// Holder is a process in the mount namespace in which criu is to run; 0: ours.
+	// Holder is a process in the mount namespace in which criu is to run; 0: ours. Nothing else is in it: when criu has failed, what
+	// it has left there, and what it has made in our name, is killed.
 	Holder int
 	// Notify is told of criu's progress, and of a file that came with a notification. An error of it fails the request.
 	Notify func(script string, pid int, file *os.File) error
@@ -99,6 +100,9 @@ func (r *Request) Do(ctx context.Context) (resp *rpc.CriuResp, err error) {
 		wait = waitUndo
 	}
 	endErr := p.end(wait)
+	if r.Holder != 0 && (err != nil || endErr != nil) {
+		endErr = errors.Join(endErr, p.killLeft(r.Holder))
+	}
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		err = cause
 	} else if err == nil {
@@ -126,6 +130,9 @@ type conversation struct {
 	cmd    *exec.Cmd
 	conn   *net.UnixConn
 	stderr *head
+	ended  chan struct{} // then status is what Wait gave
+	status error
+	exe    os.FileInfo // criu's own program, which Path may only call
 }
 
 func (r *Request) start(program string) (*conversation, error) {
@@ -140,7 +147,7 @@ func (r *Request) start(program string) (*conversation, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &conversation{conn: c.(*net.UnixConn), stderr: new(head)}
+	p := &conversation{conn: c.(*net.UnixConn), stderr: new(head), ended: make(chan struct{})}
 	p.cmd = exec.Command(program, "swrk", "3")
 	p.cmd.Stdout, p.cmd.Stderr = p.stderr, p.stderr
 	// What it has started and left behind may hold the pipe.
@@ -150,6 +157,12 @@ func (r *Request) start(program string) (*conversation, error) {
 		p.conn.Close()
 		return nil, err
 	}
+	go func() {
+		p.status = p.cmd.Wait()
+		// What it has forked has its end of the socket, too, so that its own end is not that. What it has sent can be read still.
+		p.conn.CloseRead()
+		close(p.ended)
+	}()
 	return p, nil
 }
 
@@ -196,6 +209,10 @@ func (p *conversation) converse(r *Request) (*rpc.CriuResp, error) {
 		if resp.GetType() != rpc.CriuReqType_NOTIFY {
 			closeFile(file)
 			return resp, nil
+		}
+		if p.exe == nil {
+			// At its first notification, before it forks.
+			p.exe, _ = os.Stat("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/exe")
 		}
 		if r.Notify != nil {
 			err = r.Notify(resp.GetNotify().GetScript(), int(resp.GetNotify().GetPid()), file)
@@ -272,11 +289,11 @@ func (p *conversation) end(wait time.Duration) error {
 	p.conn.Close()
 	timer := time.AfterFunc(wait, func() { p.cmd.Process.Kill() })
 	defer timer.Stop()
-	err := p.cmd.Wait()
-	if errors.Is(err, exec.ErrWaitDelay) {
+	<-p.ended
+	if errors.Is(p.status, exec.ErrWaitDelay) {
 		return nil
 	}
-	return err
+	return p.status
 }
 
 // Ptr is a pointer to a copy of v, as the messages want them.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"golang.org/x/sys/unix"
 )
 
 func program(t *testing.T, script string) string {
@@ -87,5 +90,64 @@ func TestARequestEndsWithItsContext(t *testing.T) {
 	}
 	if d := time.Since(start); d > 20*time.Second {
 		t.Errorf("it took %v", d)
+	}
+}
+
+// What criu has forked holds the socket, as criu's own end does not show there. It is in the mount namespace that criu was started in.
+func TestWhatIsLeftOfAFailedRequestIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	holder := exec.Command("sleep", "60")
+	holder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if err := holder.Start(); err != nil {
+		t.Skip("no mount namespace: ", err)
+	}
+	defer func() { holder.Process.Kill(); holder.Wait() }()
+	r := &Request{Path: program(t, "sleep 60 & echo $! >"+dir+"/pid; kill -9 $$"), Type: rpc.CriuReqType_RESTORE, Opts: &rpc.CriuOpts{}, Images: dir, Holder: holder.Process.Pid}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if _, err := r.Do(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	pid, err := os.ReadFile(dir + "/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cmdline, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/cmdline"); err == nil && len(cmdline) > 0 {
+		t.Errorf("%q is left", cmdline)
+	}
+	if holder.Process.Signal(syscall.Signal(0)) != nil {
+		t.Error("the holder is gone")
+	}
+}
+
+// An answer that criu has sent right before its end is read.
+func TestAnAnswerIsReadAfterCriusEnd(t *testing.T) {
+	answer, err := (&rpc.CriuResp{Type: Ptr(rpc.CriuReqType_RESTORE), Success: Ptr(true), Restore: &rpc.CriuRestoreResp{Pid: Ptr(int32(7))}}).MarshalVT()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "answer")
+	if err := os.WriteFile(file, answer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		r := &Request{Path: program(t, "head -c 1 <&3 >/dev/null; cat "+file+" >&3"), Type: rpc.CriuReqType_RESTORE, Opts: &rpc.CriuOpts{}, Images: t.TempDir()}
+		resp, err := r.Do(context.Background())
+		if err != nil || resp.GetRestore().GetPid() != 7 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+	}
+}
+
+func TestTheFirstThreadJoinsNothing(t *testing.T) {
+	for range 200 {
+		if err := onAThread(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				return errors.New("it is on the process's first thread")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -20,10 +20,7 @@ func startIn(holder int, cmd *exec.Cmd) error {
 		return err
 	}
 	defer mounts.Close()
-	result := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine.
-		runtime.LockOSThread()
+	return onAThread(func() error {
 		// A thread that shares its working directory and root with others can't join one.
 		err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_FS))
 		if err == nil {
@@ -32,7 +29,22 @@ func startIn(holder int, cmd *exec.Cmd) error {
 		if err == nil {
 			err = cmd.Start()
 		}
-		result <- err
+		return err
+	})
+}
+
+// onAThread runs a function on a thread that ends with it. The process's first one never ends: what that joins is held, and is
+// what /proc shows of the process.
+func onAThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			result <- onAThread(f) // on another, as this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		result <- f() // never unlocked
 	}()
 	return <-result
 }

@@ -38,14 +38,14 @@ func stopCriu(e *harness.Env, done <-chan error) int {
 	return 0
 }
 
-// atWork is the PID of a criu, 0 if there is none.
-func atWork() int {
+// atWork is the PID of a criu, 0 if there is none. What it has forked has its command line, too.
+func atWork() (pid int) {
 	for _, p := range harness.Descendants() {
-		if strings.Contains(p.Cmdline, "swrk") {
-			return p.Pid
+		if strings.Contains(p.Cmdline, "swrk") && (pid == 0 || p.Pid < pid) {
+			pid = p.Pid
 		}
 	}
-	return 0
+	return pid
 }
 
 // A checkpoint that is interrupted leaves nothing, and the container as it was: running, or paused.

@@ -167,13 +167,19 @@ func (c *Container) Delete() *client.ExitStatus {
 // gone, and can be deleted in either case.
 func (c *Container) DeleteOfDeadShim() {
 	c.Helper()
+	var last error
+	defer func() {
+		if c.Failed() && last != nil {
+			c.TB.Log("delete: ", last)
+		}
+	}()
 	c.Eventually("the task can be deleted", func() bool {
 		task, err := c.Container.Task(c.Ctx, nil)
 		if err != nil {
 			return true
 		}
-		_, err = task.Delete(c.Ctx)
-		return err == nil
+		_, last = task.Delete(c.Ctx)
+		return last == nil
 	})
 	c.Task.IO().Cancel()
 	c.Task.IO().Close()

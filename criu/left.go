@@ -1,0 +1,81 @@
+package criu
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// killTime bounds the wait for the end of what was killed.
+const killTime = 2 * time.Second
+
+// killLeft kills what a criu that is dead has forked and not ended. A process that waits for others by a futex of criu's does so for
+// ever. Neither groups, nor command lines, nor the environment tell what is criu's: it changes them all.
+func (p *conversation) killLeft(holder int) error {
+	mounts, err := os.Readlink(namespaceOf(holder))
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	ours, err := os.Readlink(namespaceOf(os.Getpid()))
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	for deadline := time.Now().Add(killTime); ; time.Sleep(10 * time.Millisecond) {
+		left := in(mounts, holder)
+		for _, pid := range Children() {
+			ns, err := os.Readlink(namespaceOf(pid))
+			if err != nil || ns == ours || p.exe == nil || slices.Contains(left, pid) {
+				continue // a zombie has no namespaces; a criu that dumps is in ours
+			}
+			if exe, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe"); err == nil && os.SameFile(exe, p.exe) {
+				left = append(left, pid)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		for _, pid := range left {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("criu: kill %d: %w", pid, err)
+			}
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("criu: processes %v are left", left)
+		}
+	}
+}
+
+func namespaceOf(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/mnt" }
+
+// in are the processes in a mount namespace, but one.
+func in(mounts string, but int) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*")
+	for _, file := range files {
+		if pid, err := strconv.Atoi(filepath.Base(file)); err == nil && pid != but {
+			if ns, err := os.Readlink(namespaceOf(pid)); err == nil && ns == mounts {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// Children are the children of all our threads.
+func Children() (pids []int) {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, file := range files {
+		data, _ := os.ReadFile(file)
+		for s := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(s); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
