@@ -27,7 +27,7 @@ import (
 type Config struct {
 	Path        string // linux.cgroupsPath as given; "" is "/" and the ID
 	ID          string
-	Systemd     bool // the runtime option SystemdCgroup: Path is SLICE:PREFIX:NAME; "" is system.slice:rsys:ID
+	Systemd     bool // the runtime option SystemdCgroup: Path is SLICE:PREFIX:NAME; "" is system.slice:rsys:ID. Without it such a path is enough
 	Resources   *specs.LinuxResources
 	Annotations map[string]string // properties of the scope, with Systemd
 }
@@ -46,9 +46,12 @@ type Cgroup struct {
 
 // New checks a config against this host. It creates nothing.
 func New(cfg Config) (*Cgroup, error) {
-	if cfg.Systemd {
+	if cfg.systemd() {
 		if err := systemd.Running(); err != nil {
-			return nil, fmt.Errorf("runtime option SystemdCgroup: %w", err)
+			if cfg.Systemd {
+				return nil, fmt.Errorf("runtime option SystemdCgroup: %w", err)
+			}
+			return nil, fmt.Errorf("linux.cgroupsPath: %q is for systemd's cgroup driver: %w", cfg.Path, err)
 		}
 	}
 	return onHost(cfg)
@@ -94,7 +97,7 @@ func newCgroup(cfg Config, l *layout) (*Cgroup, error) {
 		return nil, err
 	}
 	path := clean(cfg)
-	if cfg.Systemd {
+	if cfg.systemd() {
 		if c.scope, err = newScope(cfg); err != nil {
 			return nil, err
 		}

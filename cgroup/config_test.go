@@ -3,12 +3,12 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	libcgroups "github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -188,13 +188,13 @@ func TestControllersThatShareAMountAreOneHierarchy(t *testing.T) {
 }
 
 func TestAPathForSystemdIsNoDirectorysName(t *testing.T) {
-	for path, bad := range map[string]bool{
+	for path, scope := range map[string]bool{
 		"kubepods-burstable-pod1.slice:cri-containerd:abc": true, "system.slice:docker:abc": true, ":docker:abc": true,
 		"/default/a:b:c": false, "a:b:c": false, "x.slice/a:b:c": false, "x.slice:a": false, "/kubepods.slice/a": false,
 	} {
-		err := Validate(Config{ID: "x", Path: path})
-		if (err != nil) != bad || bad && (!strings.Contains(err.Error(), "SystemdCgroup") || !errdefs.IsInvalidArgument(err)) {
-			t.Errorf("%s: %v", path, err)
+		c, err := Load(Config{ID: "x", Path: path})
+		if !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), ".scope: ") != scope {
+			t.Errorf("%s: %+v, %v", path, c, err)
 		}
 	}
 }

@@ -25,16 +25,11 @@ func (e *FieldError) Unwrap() error { return errdefs.ErrInvalidArgument }
 // Validate finds what is wrong with a config whatever the host: what the host lacks is an error of New or Create. It
 // asks the host nothing. What runc accepts it accepts, unless the kernel would refuse it later with a bare EINVAL.
 func Validate(cfg Config) error {
-	if cfg.Systemd {
+	if cfg.systemd() {
 		if _, err := newScope(cfg); err != nil {
 			return err
 		}
 		return validateResources(cfg.Resources)
-	}
-	if SystemdPath(cfg.Path) {
-		// As a directory's name it would be outside of everything that limits the pod.
-		return &FieldError{"linux.cgroupsPath", fmt.Sprintf("%q is a path for systemd's cgroup driver, but the runtime option SystemdCgroup is not set; "+
-			"set it, or the cgroup driver of who asks (the kubelet, Docker, nerdctl) to cgroupfs", cfg.Path)}
 	}
 	if cfg.Path == "" && (cfg.ID == "" || cfg.ID == "." || cfg.ID == ".." || strings.ContainsAny(cfg.ID, "/\x00\n")) {
 		return &FieldError{"id", fmt.Sprintf("%q can't be the name of a cgroup", cfg.ID)}
@@ -53,8 +48,12 @@ func Validate(cfg Config) error {
 	return validateResources(cfg.Resources)
 }
 
-// SystemdPath says that a cgroupsPath has the form slice:prefix:name, which who uses systemd's cgroup driver gives.
-func SystemdPath(path string) bool {
+// systemd says whether systemd makes the cgroup: because the option says so, or because the path has the form slice:prefix:name, which who
+// uses systemd's cgroup driver gives. As a directory's name, which it is to runc without the option, it would be outside of everything that
+// limits the pod.
+func (cfg Config) systemd() bool { return cfg.Systemd || systemdPath(cfg.Path) }
+
+func systemdPath(path string) bool {
 	slice, rest, _ := strings.Cut(path, ":")
 	return (slice == "" || strings.HasSuffix(slice, ".slice")) && strings.Count(rest, ":") == 1 && !strings.Contains(path, "/")
 }

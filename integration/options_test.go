@@ -209,11 +209,3 @@ func TestAMemoryLimitThatIsTooSmallIsNamed(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 }
-
-func TestAPathForSystemdWithoutTheOptionIsRefused(t *testing.T) {
-	e := startWith(t, nil)
-	err := e.Container([]string{"true"}, oci.WithCgroup("system.slice:x:y")).TryCreate()
-	if err == nil || !strings.Contains(err.Error(), "linux.cgroupsPath") || !strings.Contains(err.Error(), "SystemdCgroup") {
-		t.Errorf("the error is %v", err)
-	}
-}

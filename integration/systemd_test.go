@@ -29,6 +29,36 @@ func TestSystemdsCgroupDriverIsRefusedWhereSystemdIsNotTheInit(t *testing.T) {
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "SystemdCgroup: systemd is not the init of this host") {
 		t.Errorf("got %v", err)
 	}
+	if err = c.TryCreate(); !peer() && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "linux.cgroupsPath: ")) {
+		t.Errorf("without the option: %v", err)
+	}
+}
+
+func TestAPathForSystemdIsAScopeWithoutTheOption(t *testing.T) {
+	if peer() {
+		t.Skip("to runc it is a directory's name then")
+	}
+	e := withSystemd(t)
+	for _, end := range []func(c *harness.Container){
+		func(c *harness.Container) {
+			c.Kill(syscall.SIGKILL)
+			c.Wait()
+			c.Delete()
+		},
+		func(c *harness.Container) { // what the delete verb knows is the bundle
+			for _, pid := range shims(e) {
+				e.Must(syscall.Kill(pid, syscall.SIGKILL), "kill the shim")
+			}
+			c.DeleteOfDeadShim()
+		},
+	} {
+		c := scope(e, "unsaid", harness.Sleep())
+		c.Run()
+		if got := systemctl(e, "is-active", "rsys-unsaid.scope"); got != "active" {
+			t.Errorf("the scope is %s", got)
+		}
+		end(c)
+	}
 }
 
 // withSystemd begins a test that needs systemd.

@@ -206,16 +206,7 @@ func line(text, prefix string) string {
 	return ""
 }
 
-// withoutOptions skips a test of containers in user namespaces where the handlers have options.
-func withoutOptions(t *testing.T) {
-	t.Helper()
-	if harness.Systemd() {
-		t.Skip("the runtime has options, SystemdCgroup: containerd can't tell one that is not runc who owns the streams in a user namespace then")
-	}
-}
-
 func TestAPodInAUserNamespace(t *testing.T) {
-	withoutOptions(t)
 	const base, size = 3_000_000, 65536
 	p := start(t)
 	ids := []*runtimeapi.IDMapping{{ContainerId: 0, HostId: base, Length: size}}
@@ -259,7 +250,6 @@ func TestAPodInAUserNamespace(t *testing.T) {
 }
 
 func TestAPodInAUserNamespaceSharesItsPIDNamespaceAndTakesStreams(t *testing.T) {
-	withoutOptions(t)
 	const base, size = 3_100_000, 65536
 	p := start(t)
 	ids := []*runtimeapi.IDMapping{{ContainerId: 0, HostId: base, Length: size}}

@@ -111,7 +111,7 @@ func (d *Daemon) criTOML(level string) string {
 		table := fmt.Sprintf("plugins.'%s'.containerd.runtimes.%s", runtime, h.Name)
 		p("[%s]\n  runtime_type = %q\n%s", table, h.Type, h.TOML)
 		p("[%s.options]\n%s", table, h.Options)
-		if Systemd() {
+		if Systemd() && h.Type != "io.containerd.rsys.v1" { // ours knows it by the path
 			p("SystemdCgroup = true")
 		}
 	}
