@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -317,7 +318,7 @@ func (c *Cgroup) set(s Setting, undo *[]Setting) error {
 		if s.Optional {
 			return nil
 		}
-		return fmt.Errorf("%s: the %s controller is not mounted on this host (cgroup v1)", s.Field, s.Controller)
+		return &HostError{fmt.Errorf("%s: the %s controller is not mounted on this host (cgroup v1)", s.Field, s.Controller), errdefs.ErrFailedPrecondition}
 	}
 	var old string
 	if undo != nil {
@@ -337,11 +338,15 @@ func (c *Cgroup) set(s Setting, undo *[]Setting) error {
 		return nil
 	case errors.Is(err, unix.ENOENT) && c.layout.v2:
 		have, _ := read(dir, "cgroup.controllers")
-		return fmt.Errorf("%s: %w (controllers of this cgroup: %q)", s.Field, err, strings.TrimSpace(have))
+		return &HostError{fmt.Errorf("%s: %w (controllers of this cgroup: %q)", s.Field, err, strings.TrimSpace(have)), errdefs.ErrFailedPrecondition}
 	case errors.Is(err, unix.EBUSY) && s.File == "memory.limit_in_bytes":
 		now, _ := read(dir, "memory.usage_in_bytes")
 		peak, _ := read(dir, "memory.max_usage_in_bytes")
-		return fmt.Errorf("%s: %w (in use: %s, at most: %s)", s.Field, err, strings.TrimSpace(now), strings.TrimSpace(peak))
+		return &HostError{fmt.Errorf("%s: %w (in use: %s, at most: %s)", s.Field, err, strings.TrimSpace(now), strings.TrimSpace(peak)), errdefs.ErrFailedPrecondition}
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EBUSY):
+		return &HostError{fmt.Errorf("%s: %w", s.Field, err), errdefs.ErrFailedPrecondition}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.ENODEV):
+		return &HostError{fmt.Errorf("%s: %w", s.Field, err), errdefs.ErrInvalidArgument}
 	}
 	return fmt.Errorf("%s: %w", s.Field, err)
 }

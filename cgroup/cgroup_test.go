@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	libcgroups "github.com/opencontainers/cgroups"
 	libfs "github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -325,6 +326,8 @@ func TestAFailedCreateLeavesNothing(t *testing.T) {
 			}
 			if err := c.Create(context.Background(), 0); err == nil || !strings.HasPrefix(err.Error(), x.want) {
 				t.Errorf("Create: %v, want %s", err, x.want)
+			} else if mounted := !strings.Contains(err.Error(), "not mounted"); errdefs.IsInvalidArgument(err) != mounted || errdefs.IsFailedPrecondition(err) == mounted {
+				t.Errorf("of another kind: %v", err)
 			}
 			for _, h := range c.layout.hierarchies {
 				if _, err := os.Lstat(h.dir + p); err == nil {

@@ -22,6 +22,17 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Reason }
 // Unwrap says of what kind the error is.
 func (e *FieldError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
+// A HostError is a config that this host can't do, or not now.
+type HostError struct {
+	err  error
+	kind error // of errdefs
+}
+
+func (e *HostError) Error() string { return e.err.Error() }
+
+// Unwrap gives what happened, and of what kind that is.
+func (e *HostError) Unwrap() []error { return []error{e.err, e.kind} }
+
 // Validate finds what is wrong with a config whatever the host: what the host lacks is an error of New or Create. It
 // asks the host nothing. What runc accepts it accepts, unless the kernel would refuse it later with a bare EINVAL.
 func Validate(cfg Config) error {
