@@ -341,3 +341,28 @@ func TestAHookThatLeavesAProcessBehindHasEnded(t *testing.T) {
 		})
 	}
 }
+
+// The state may be larger than a pipe; who does not read it is not held up, and does not fail.
+func TestALargeStateIsGivenWholeToAHookOrNotAtAll(t *testing.T) {
+	e, dir := start(t), t.TempDir()
+	e.Must(os.Chmod(dir, 0o777), "chmod")
+	large := strings.Repeat("x", 300<<10)
+	hooks := func(kind, out string) []specs.Hook {
+		return []specs.Hook{
+			{Path: "/bin/true"},
+			{Path: "/bin/sh", Args: []string{"sh", "-c", "exec <&-; exit 0"}},
+			{Path: "/bin/cp", Args: []string{"cp", "/dev/stdin", out + "/" + kind}, Env: []string{"PATH=/bin"}},
+		}
+	}
+	c := e.Container([]string{"true"}, withMount(dir, "/out", "bind", "rbind", "rw"), oci.WithAnnotations(map[string]string{"large": large}), withHooks(func(h *specs.Hooks) {
+		h.Prestart, h.CreateRuntime, h.CreateContainer = hooks("prestart", dir), hooks("createRuntime", dir), hooks("createContainer", dir)
+		h.StartContainer, h.Poststart, h.Poststop = hooks("startContainer", "/out"), hooks("poststart", dir), hooks("poststop", dir)
+	}))
+	c.Finish()
+	for _, kind := range []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} {
+		var s specs.State
+		if err := json.Unmarshal([]byte(read(t, dir+"/"+kind)), &s); err != nil || s.Annotations["large"] != large {
+			t.Errorf("%s: %v, %d bytes of annotations", kind, err, len(s.Annotations["large"]))
+		}
+	}
+}
