@@ -53,10 +53,14 @@ func (d *dockerd) start() error {
 	if err := os.WriteFile(config, []byte(content), 0o644); err != nil {
 		return err
 	}
+	driver, parent := "cgroupfs", "/"+d.on.Namespace
+	if harness.Systemd() {
+		driver, parent = "systemd", d.on.Slice()
+	}
 	cmd := exec.Command(filepath.Join(d.daemon, "dockerd"), "--config-file", config,
 		"--data-root", filepath.Join(d.on.Dir, "docker"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "--host", address,
 		"--containerd", d.on.Address(), "--containerd-namespace", d.on.Namespace, "--containerd-plugins-namespace", d.on.Namespace+"-plugins",
-		"--cgroup-parent", "/"+d.on.Namespace, "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", parent, "--exec-opt", "native.cgroupdriver="+driver,
 		"--init-path", filepath.Join(d.client, "docker-init"), "--userland-proxy-path", filepath.Join(d.daemon, "docker-proxy"),
 		"--storage-driver", "overlay2", "--live-restore", "--shutdown-timeout", "5")
 	cmd.Stdout, cmd.Stderr = logs, logs

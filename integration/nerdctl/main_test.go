@@ -57,8 +57,12 @@ func run(m *testing.M) (int, error) {
 
 // command is a command of nerdctl, not yet run.
 func command(args ...string) *exec.Cmd {
+	manager := "cgroupfs"
+	if harness.Systemd() {
+		manager = "systemd"
+	}
 	cmd := exec.Command(program, append([]string{
-		"--address", daemon.Address(), "--namespace", daemon.Namespace, "--snapshotter", "overlayfs", "--cgroup-manager", "cgroupfs",
+		"--address", daemon.Address(), "--namespace", daemon.Namespace, "--snapshotter", "overlayfs", "--cgroup-manager", manager,
 		"--data-root", filepath.Join(daemon.Dir, "nerdctl"), "--cni-path", "/usr/lib/cni", "--cni-netconfpath", filepath.Join(daemon.Dir, "cni"),
 	}, args...)...)
 	cmd.Env = append(os.Environ(), "NERDCTL_TOML="+filepath.Join(daemon.Dir, "none.toml"), "TMPDIR="+daemon.Temp())
