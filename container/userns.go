@@ -22,7 +22,7 @@ func (k *creation) idmap(ctx context.Context, r *run, s *oci.Step) (int64, error
 	var ns *os.File
 	var err error
 	if s.Name == oci.IDMapOf {
-		ns, err = os.Open(argString(s.Args[0]))
+		ns, err = os.OpenFile(argString(s.Args[0]), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	} else {
 		ns, err = namespaces.IDMap(ctx, k.from, argString(s.Args[0]), argString(s.Args[1]))
 	}

@@ -100,7 +100,7 @@ func JoinProcess(ctx context.Context, from *rsys.Task, process *rsys.Child, flag
 // otherwise where from is.
 func JoinPID(ctx context.Context, from *rsys.Task, path string, isolation Isolation) (*Joiner, error) {
 	return join(ctx, from, How(RoleJoiner, 0, unix.CLONE_NEWPID, isolation), func(task *rsys.Task) error {
-		fd, err := task.Open(ctx, call.Openat(call.CWD, path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
+		fd, err := task.Open(ctx, call.Openat(call.CWD, path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0))
 		if err != nil {
 			return err
 		}

@@ -113,10 +113,10 @@ func (c *compiler) joinNamespaces() {
 	}
 }
 
-// openNamespace opens one that is to be joined.
+// openNamespace opens one that is to be joined. The path may lead to anything: a fifo must not be waited at.
 func (c *compiler) openNamespace(i int) call.Arg {
 	c.at(c.ns[i].why, c.ns[i].path)
-	fd := call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC, 0)))
+	fd := call.ResultOf(c.do(call.Openat(call.CWD, c.ns[i].path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)))
 	if nsTypes[i].name == specs.MountNamespace {
 		// The root of a mount namespace that is joined is changed, for all who are in it. That shall not be us.
 		st := c.do(call.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO))
