@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rsys-io/rsys/cgroup"
+	"github.com/rsys-io/rsys/criu"
 	"github.com/rsys-io/rsys/oci"
 	"github.com/rsys-io/rsys/rsys"
 )
@@ -153,7 +154,7 @@ func cleanupProcesses(ctx context.Context, id, bundle string, systemd bool) (Exi
 	if err != nil {
 		return exit, err
 	}
-	err = errors.Join(cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
+	err = errors.Join(criu.EndNoted(filepath.Join(bundle, criuNote)), cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
 	cleanupPoststop(ctx, id, bundle, spec)
 	err = errors.Join(err, unmountHostMounts(spec, bundle))
 	return exit, err

@@ -45,6 +45,7 @@ const (
 	dumpLog    = "dump.log"
 	restoreLog = "restore.log"
 	workDir    = "criu-work"
+	criuNote   = "criu.note" // of a criu that restores
 )
 
 var cgroupModes = map[string]rpc.CriuCgMode{

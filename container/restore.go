@@ -121,7 +121,7 @@ func (s *restoring) do(ctx context.Context, r *run, p *processState) error {
 		return fmt.Errorf("restore: work directory: %w", err)
 	}
 	req := &criu.Request{
-		Path: s.cfg.Criu, Type: rpc.CriuReqType_RESTORE, Images: s.cfg.Images, Work: work, Holder: r.task.Pid(),
+		Path: s.cfg.Criu, Type: rpc.CriuReqType_RESTORE, Images: s.cfg.Images, Work: work, Holder: r.task.Pid(), Note: filepath.Join(c.bundle, criuNote),
 		Opts: &rpc.CriuOpts{
 			LogLevel: criu.Ptr(int32(criuLogLevel)), LogFile: criu.Ptr(restoreLog), RstSibling: criu.Ptr(true),
 			Root: criu.Ptr(oci.RestoredRoot(c.spec, c.bundle)), EvasiveDevices: criu.Ptr(true), OrphanPtsMaster: criu.Ptr(true),

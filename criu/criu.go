@@ -36,6 +36,8 @@ type Request struct {
 	// Holder is a process in the mount namespace in which criu is to run; 0: ours. Nothing else is in it: when criu has failed, what
 	// it has left there, and what it has made in our name, is killed.
 	Holder int
+	// Note is a file that is there while criu works in another mount namespace, for EndNoted if we are killed; none if empty.
+	Note string
 	// Notify is told of criu's progress, and of a file that came with a notification. An error of it fails the request.
 	Notify func(script string, pid int, file *os.File) error
 }
@@ -213,6 +215,13 @@ func (p *conversation) converse(r *Request) (*rpc.CriuResp, error) {
 		if p.exe == nil {
 			// At its first notification, before it forks.
 			p.exe, _ = os.Stat("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/exe")
+			if r.Note != "" {
+				if err := note(r.Note, p.cmd.Process.Pid); err != nil {
+					closeFile(file)
+					return nil, err
+				}
+				defer os.Remove(r.Note)
+			}
 		}
 		if r.Notify != nil {
 			err = r.Notify(resp.GetNotify().GetScript(), int(resp.GetNotify().GetPid()), file)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,5 +150,54 @@ func TestTheFirstThreadJoinsNothing(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// The note of a criu that is gone: what it has left in its mount namespace is killed, and nothing else that may be in one of that number.
+func TestWhatANotedCriuHasLeftIsKilled(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "note")
+	if err := EndNoted(note); err != nil {
+		t.Errorf("without a note: %v", err)
+	}
+	cmd := exec.Command("sh", "-c", "sleep 60 & wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if err := cmd.Start(); err != nil {
+		t.Skip("no mount namespace: ", err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	mounts, err := os.Readlink(namespaceOf(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sleeps := func() (pids []int) {
+		for _, pid := range in(mounts, cmd.Process.Pid) {
+			if comm, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm"); string(comm) == "sleep\n" {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(sleeps()) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not start")
+		}
+	}
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(sleeps()[0]) + "/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []string{"", "1 ", "1 " + mounts + " /no/such/criu", "1 mnt:[1] " + exe} {
+		if err := os.WriteFile(note, []byte(other), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := EndNoted(note); err != nil || len(sleeps()) != 1 {
+			t.Errorf("with the note %q: %v, left %v", other, err, sleeps())
+		}
+	}
+	if err := os.WriteFile(note, []byte("1 "+mounts+" "+exe), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := EndNoted(note); err != nil || len(sleeps()) != 0 {
+		t.Errorf("%v, left %v", err, sleeps())
 	}
 }

@@ -1,6 +1,7 @@
 package criu
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 )
 
 // killTime bounds the wait for the end of what was killed.
-const killTime = 2 * time.Second
+const killTime = 1500 * time.Millisecond
 
 // killLeft kills what a criu that is dead has forked and not ended. A process that waits for others by a futex of criu's does so for
 // ever. Neither groups, nor command lines, nor the environment tell what is criu's: it changes them all.
@@ -48,6 +49,62 @@ func (p *conversation) killLeft(holder int) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("criu: processes %v are left", left)
 		}
+	}
+}
+
+// note writes down which criu works, by what nothing else has: its program, in a mount namespace that is not ours.
+func note(file string, pid int) error {
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	mounts, err := os.Readlink(namespaceOf(pid))
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	if err := os.WriteFile(file, fmt.Appendf(nil, "%d %s %s", pid, mounts, exe), 0o600); err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	return nil
+}
+
+// EndNoted ends a criu whose note there is: who asked it has been killed. It finds that out at its next notification and undoes what
+// it has done, but for one process that it has for cgroups. If it does not end, it is killed.
+func EndNoted(file string) error {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	first, rest, _ := strings.Cut(string(data), " ")
+	mounts, exe, ok := strings.Cut(rest, " ")
+	criu, err := strconv.Atoi(first)
+	if err != nil || !ok {
+		return nil // it was being written, before criu had forked
+	}
+	start := time.Now()
+	for {
+		left := slices.DeleteFunc(in(mounts, 0), func(pid int) bool {
+			its, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+			return err != nil || its != exe
+		})
+		took := time.Since(start)
+		if len(left) == 0 {
+			return nil
+		}
+		if took > 2*killTime {
+			return fmt.Errorf("criu: processes %v are left", left)
+		}
+		if !slices.Contains(left, criu) || took > killTime {
+			for _, pid := range left {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+					return fmt.Errorf("criu: kill %d: %w", pid, err)
+				}
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 

@@ -20,6 +20,7 @@ func TestAnInterruptedRestore(t *testing.T) {
 		interrupt func(e *harness.Env, criu int, cancel func())
 	}{
 		{"criu is killed", func(e *harness.Env, criu int, _ func()) { syscall.Kill(criu, syscall.SIGKILL) }},
+		{"the shim is killed", func(e *harness.Env, _ int, _ func()) { syscall.Kill(shims(e)[0], syscall.SIGKILL) }},
 		{"the client gives up", func(_ *harness.Env, _ int, cancel func()) { cancel() }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -32,7 +33,7 @@ func TestAnInterruptedRestore(t *testing.T) {
 			c.Wait()
 			c.Delete()
 			interrupted := 0
-			for at := time.Duration(0); at < 80*time.Millisecond; at += 8 * time.Millisecond {
+			for at := time.Duration(0); at < 120*time.Millisecond; at += 8 * time.Millisecond {
 				r := restore(e, c, img)
 				e.Eventually("the shim before has ended", func() bool { return len(shims(e)) == 1 })
 				ctx, cancel := context.WithCancel(e.Ctx)
