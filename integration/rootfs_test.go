@@ -317,9 +317,10 @@ func TestLayersInFiles(t *testing.T) {
 // A root that is a directory of the host's is the caller's: as with runc, the mount points that a set-up has made there before it failed stay, and nothing else does.
 func TestAFailedCreateLeavesMountPointsInARootOfTheHosts(t *testing.T) {
 	e := start(t)
-	root := t.TempDir()
+	root, source := t.TempDir(), filepath.Join(t.TempDir(), "hostname")
+	e.Must(os.WriteFile(source, nil, 0o644), "write a source")
 	c, err := e.TryContainer("in-a-directory", []string{"true"}, oci.WithRootFSPath(root),
-		withMount("/etc/hostname", "/etc/deep/hostname", "bind", "rbind"), withMount("/no/such/source", "/data/x", "bind", "rbind"))
+		withMount(source, "/etc/deep/hostname", "bind", "rbind"), withMount("/no/such/source", "/data/x", "bind", "rbind"))
 	e.Must(err, "make the container")
 	if err := c.TryCreate(); err == nil {
 		t.Fatal("there is no such source")
