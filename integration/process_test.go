@@ -97,6 +97,15 @@ func TestAnExecRunsOnTheCPUsOfItsAffinity(t *testing.T) {
 	if got := c.RunExec(all...); got.Stdout != "0\n" {
 		t.Errorf("the container's affinity: %+v", got)
 	}
+	if !onV2() {
+		// On v2 it is born in the cgroup, out of whose CPUs it can't go.
+		x := c.Exec(nil, c.Process(all, func(p *specs.Process) { p.ExecCPUAffinity = &specs.CPUAffinity{Initial: "8000"} }))
+		if err := x.Process.Start(e.Ctx); err == nil || !peer() && !strings.Contains(err.Error(), "process.execCPUAffinity.initial (8000): sched_setaffinity: EINVAL") {
+			t.Errorf("a CPU that is not there: %v", err)
+		}
+		_, err := x.Process.Delete(e.Ctx)
+		e.Must(err, "delete")
+	}
 	if cpus.Count() > 1 && cpus.IsSet(1) {
 		x := c.Exec(nil, c.Process(all, func(p *specs.Process) { p.ExecCPUAffinity = &specs.CPUAffinity{Final: "1"} })).StartExec()
 		if got := x.WaitExec(); got.Stdout != "1\n" {

@@ -266,6 +266,7 @@ func TestOddValuesAreTakenAsRuncTakesThem(t *testing.T) {
 		"a console without a terminal":      {harness.Sh("echo ran"), func(_, p, _ object) { p["consoleSize"] = object{"height": 9, "width": 9} }, "ran\n", ""},
 		"CPUs with commas too many":         {harness.Sh("echo ran"), func(_, p, _ object) { p["execCPUAffinity"] = object{"initial": "0,,", "final": " , 0"} }, "ran\n", ""},
 		"nodes with commas too many":        {harness.Sh("echo ran"), func(_, _, l object) { l["memoryPolicy"] = object{"mode": "MPOL_BIND", "nodes": ",0,"} }, "ran\n", ""},
+		"an environment that is left out":   {[]string{"/usr/bin/env"}, func(_, p, _ object) { delete(p, "env") }, "HOME=/root\n", ""},
 		"a HOME and an empty one after it":  {harness.Sh("echo $HOME"), func(_, p, _ object) { p["env"] = []string{"PATH=/bin", "HOME=/tmp", "HOME="} }, "/root\n", ""},
 		"one CPU share":                     {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["cpu"] = object{"shares": 1} }, map[bool]string{false: "refused", true: "ran\n"}[onV2()], ""},
 		"a quota of minus two":              {harness.Sh("echo ran"), func(_, _, l object) { l["resources"].(object)["cpu"] = object{"quota": -2} }, "ran\n", ""},

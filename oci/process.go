@@ -61,7 +61,7 @@ const passwdSize = 16 << 10
 
 // readPasswd reads the start of the container's /etc/passwd, whatever that is, without getting stuck.
 func (c *compiler) readPasswd() {
-	if c.OwnEnv || c.proc.Env == nil || lookupEnv(c.proc.Env, "HOME") != "" {
+	if c.OwnEnv || lookupEnv(c.proc.Env, "HOME") != "" {
 		return
 	}
 	c.at("process.env", "HOME")

@@ -228,7 +228,11 @@ func (c *compiler) affinityBefore() {
 	if a := c.proc.ExecCPUAffinity; c.exec && a != nil {
 		if mask, _ := bitList(a.Initial, maxCPUs); mask != nil {
 			c.at("process.execCPUAffinity.initial", a.Initial)
-			c.try(call.SchedSetaffinity(mask), call.Tolerate(unix.EINVAL))
+			if set := call.SchedSetaffinity(mask); c.host.CgroupV2 {
+				c.try(set, call.Tolerate(unix.EINVAL))
+			} else {
+				c.do(set)
+			}
 		}
 	}
 }
