@@ -133,7 +133,10 @@ func (p *processState) restored(ctx context.Context, r *run) error {
 	err := p.restoring.do(ctx, r, p)
 	undoCtx, undone := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer undone()
-	err = errors.Join(err, r.abandon(undoCtx))
+	err = errors.Join(err, r.abandon(undoCtx), p.restoring.making.dropHolder(undoCtx))
+	if err == nil {
+		err = p.container.cgroup.Settle(undoCtx)
+	}
 	if err != nil && p.pid() == 0 {
 		p.finish(255, time.Now())
 	}
@@ -213,6 +216,9 @@ func (p *processState) close() error {
 	var errs []error
 	if r != nil {
 		errs = append(errs, r.abandon(ctx))
+		if p.restoring != nil {
+			errs = append(errs, p.restoring.making.dropHolder(ctx))
+		}
 	}
 	p.stdio.close()
 	p.ready.Close()

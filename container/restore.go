@@ -36,14 +36,12 @@ type restoring struct {
 	c      *Container
 	cfg    Restore
 	holder int // the PID of what has its mounts for criu, until there is a process
+	making *creation
 }
 
 // restore makes what criu needs, and leaves the rest to the start: a container that is restored has no state "created", as
 // its processes run from the moment when they are there.
 func (r *Runtime) restore(ctx context.Context, cfg Config, from Restore) (_ *Container, err error) {
-	if cfg.SystemdCgroup {
-		return nil, fmt.Errorf("restore: SystemdCgroup: %w", errdefs.ErrNotImplemented)
-	}
 	if _, err := os.Stat(filepath.Join(from.Images, descriptorsFile)); err != nil {
 		return nil, fmt.Errorf("restore: not the images of a container: %w", err)
 	}
@@ -105,7 +103,7 @@ func (r *Runtime) restore(ctx context.Context, cfg Config, from Restore) (_ *Con
 	if c.Init.stdio, err = cfg.Stdio.copy(); err != nil {
 		return nil, err
 	}
-	c.Init.restoring = &restoring{c, from, prep.task.Pid()}
+	c.Init.restoring = &restoring{c, from, prep.task.Pid(), making}
 	go func() {
 		<-c.Init.exited()
 		c.dropJoiner()
