@@ -51,6 +51,9 @@ var thisHost = sync.OnceValue(func() oci.Host {
 			h.Kernel = major<<16 | minor
 		}
 	}
+	if h.CgroupV2 {
+		h.CgroupFlags = cgroupFlags()
+	}
 	var mnt unix.Stat_t
 	if unix.Stat("/proc/self/ns/mnt", &mnt) == nil {
 		h.MountNS = mnt.Ino
@@ -87,4 +90,25 @@ func procTakesPIDNS() bool {
 	}
 	defer unix.Close(fs)
 	return unix.FsconfigSetString(fs, "pidns", "/proc/self/ns/pid") == nil
+}
+
+// cgroupFlags are the options of the cgroup2 at /sys/fs/cgroup.
+func cgroupFlags() (flags []string) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(data)) {
+		mount, super, _ := strings.Cut(line, " - ")
+		m, s := strings.Fields(mount), strings.Fields(super)
+		if len(m) < 5 || m[4] != "/sys/fs/cgroup" || len(s) < 3 || s[0] != "cgroup2" {
+			continue
+		}
+		for o := range strings.SplitSeq(s[2], ",") {
+			if o != "rw" && o != "ro" && !strings.Contains(o, "=") && o != "seclabel" {
+				flags = append(flags, o)
+			}
+		}
+	}
+	return flags
 }

@@ -219,3 +219,31 @@ func TestThreeHundredMounts(t *testing.T) {
 		})
 	}
 }
+
+// In the host's cgroup namespace a mount of cgroup2 has its options set for the host's too: nsdelegate, say, must not be lost.
+func TestACgroupMountLeavesTheHostsItsOptions(t *testing.T) {
+	if !onV2() {
+		t.Skip("of cgroup v2")
+	}
+	if peer() {
+		t.Skip("runc mounts it without options")
+	}
+	e := start(t)
+	look := func() (options string) {
+		for line := range strings.Lines(read(t, "/proc/self/mountinfo")) {
+			if f := strings.Fields(line); f[4] == "/sys/fs/cgroup" {
+				options = f[len(f)-1]
+			}
+		}
+		return options
+	}
+	before := look()
+	c := e.Container(harness.Sh("grep -c ' - cgroup2 ' /proc/self/mountinfo"), oci.WithHostNamespace(specs.CgroupNamespace), oci.WithoutMounts("/sys/fs/cgroup"),
+		withMount("cgroup", "/sys/fs/cgroup", "cgroup", "ro", "nosuid", "noexec", "nodev"))
+	if got := c.Finish(); got.Stdout != "1\n" {
+		t.Errorf("got %+v", got)
+	}
+	if after := look(); after != before {
+		t.Errorf("the host's options were %s, and are %s", before, after)
+	}
+}

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -92,6 +93,10 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 	case m.Type == "cgroup" && !c.host.CgroupV2:
 		c.cgroupV1(m, &o, t)
 	case m.Type == "cgroup":
+		if !c.ns.has(specs.CgroupNamespace) {
+			// In the host's cgroup namespace what a mount does not name is taken from the host's file system too.
+			o.super = append(slices.Clip(o.super), c.host.CgroupFlags...)
+		}
 		c.fresh("cgroup2", m.Source, &o, t)
 	default:
 		if m.Type == "proc" || m.Type == "sysfs" {
