@@ -351,7 +351,7 @@ func TestALargeStateIsGivenWholeToAHookOrNotAtAll(t *testing.T) {
 		return []specs.Hook{
 			{Path: "/bin/true"},
 			{Path: "/bin/sh", Args: []string{"sh", "-c", "exec <&-; exit 0"}},
-			{Path: "/bin/cp", Args: []string{"cp", "/dev/stdin", out + "/" + kind}, Env: []string{"PATH=/bin"}},
+			{Path: "/bin/cp", Args: []string{"cp", "/proc/self/fd/0", out + "/" + kind}, Env: []string{"PATH=/bin"}},
 		}
 	}
 	c := e.Container([]string{"true"}, withMount(dir, "/out", "bind", "rbind", "rw"), oci.WithAnnotations(map[string]string{"large": large}), withHooks(func(h *specs.Hooks) {

@@ -104,10 +104,11 @@ func TestNoNetworkDeviceIsMovedWhereOneIsMissing(t *testing.T) {
 	}
 	// What the namespace has already is found when the device is to be moved, and that stays as it was.
 	ip(e, "link", "set", "rsysf", "up")
-	ip(e, "link", "add", "rsysg", "type", "veth", "peer", "name", "rsysgp", "netns", fmt.Sprint(owner.Task.Pid()))
-	t.Cleanup(func() { exec.Command("ip", "link", "del", "rsysg").Run() })
-	err = e.Container([]string{"true"}, joining(specs.NetworkNamespace, netns), netDevices(map[string]specs.LinuxNetDevice{"rsysf": {Name: "rsysgp"}})).TryCreate()
-	if err == nil || !strings.Contains(err.Error(), "linux.netDevices[rsysf] (rsysgp): netdev: the container has a device rsysgp: file exists") {
+	ip(e, "link", "add", "rsysg", "type", "veth", "peer", "name", "rsysgp")
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "rsysgp").Run() })
+	ip(e, "link", "set", "rsysg", "netns", fmt.Sprint(owner.Task.Pid()))
+	err = e.Container([]string{"true"}, joining(specs.NetworkNamespace, netns), netDevices(map[string]specs.LinuxNetDevice{"rsysf": {Name: "rsysg"}})).TryCreate()
+	if err == nil || !strings.Contains(err.Error(), "linux.netDevices[rsysf] (rsysg): netdev: the container has a device rsysg: file exists") {
 		t.Errorf("got %v", err)
 	}
 	if out, err := exec.Command("ip", "-o", "link", "show", "rsysf").CombinedOutput(); err != nil || !strings.Contains(string(out), ",UP") {
