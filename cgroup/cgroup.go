@@ -28,7 +28,7 @@ import (
 type Config struct {
 	Path        string // linux.cgroupsPath as given; "" is "/" and the ID
 	ID          string
-	Systemd     bool // the runtime option SystemdCgroup: Path is SLICE:PREFIX:NAME; "" is system.slice:rsys:ID. Without it such a path is enough
+	Systemd     bool // the runtime option SystemdCgroup: Path is SLICE:PREFIX:NAME; "" is system.slice:rsys:ID. Where systemd is the init such a path is enough
 	Resources   *specs.LinuxResources
 	Annotations map[string]string // properties of the scope, with Systemd
 }
@@ -47,18 +47,16 @@ type Cgroup struct {
 
 // New checks a config against this host. It creates nothing.
 func New(cfg Config) (*Cgroup, error) {
-	if cfg.systemd() {
+	if cfg.Systemd {
 		if err := systemd.Running(); err != nil {
-			if cfg.Systemd {
-				return nil, fmt.Errorf("runtime option SystemdCgroup: %w", err)
-			}
-			return nil, fmt.Errorf("linux.cgroupsPath: %q is for systemd's cgroup driver: %w", cfg.Path, err)
+			return nil, fmt.Errorf("runtime option SystemdCgroup: %w", err)
 		}
 	}
 	return onHost(cfg)
 }
 
 func onHost(cfg Config) (*Cgroup, error) {
+	cfg.Systemd = cfg.Systemd || systemdPath(cfg.Path) && systemd.Running() == nil
 	l, err := host()
 	if err != nil {
 		return nil, err
@@ -98,7 +96,7 @@ func newCgroup(cfg Config, l *layout) (*Cgroup, error) {
 		return nil, err
 	}
 	path := clean(cfg)
-	if cfg.systemd() {
+	if cfg.Systemd {
 		if c.scope, err = newScope(cfg); err != nil {
 			return nil, err
 		}

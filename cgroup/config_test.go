@@ -11,6 +11,8 @@ import (
 
 	libcgroups "github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/rsys-io/rsys/cgroup/systemd"
 )
 
 func TestValidateNamesTheField(t *testing.T) {
@@ -187,14 +189,15 @@ func TestControllersThatShareAMountAreOneHierarchy(t *testing.T) {
 	}
 }
 
-func TestAPathForSystemdIsNoDirectorysName(t *testing.T) {
-	for path, scope := range map[string]bool{
+func TestAPathForSystemdIsNoDirectorysNameWhereSystemdIs(t *testing.T) {
+	for path, form := range map[string]bool{
 		"kubepods-burstable-pod1.slice:cri-containerd:abc": true, "system.slice:docker:abc": true, ":docker:abc": true,
 		"/default/a:b:c": false, "a:b:c": false, "x.slice/a:b:c": false, "x.slice:a": false, "/kubepods.slice/a": false,
 	} {
-		c, err := Load(Config{ID: "x", Path: path})
-		if !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), ".scope: ") != scope {
-			t.Errorf("%s: %+v, %v", path, c, err)
+		_, err := Load(Config{ID: "x", Path: path})
+		scope := form && systemd.Running() == nil
+		if systemdPath(path) != form || !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), ".scope: ") != scope {
+			t.Errorf("%s: %v, %v", path, systemdPath(path), err)
 		}
 	}
 }

@@ -22,9 +22,13 @@ func Hierarchies() (list []Hierarchy, v2 bool) {
 	return list, l.v2
 }
 
-// Path is the cgroup's path below its hierarchies; one relative to our own cgroup, in the first of them.
-func (c *Cgroup) Path() string {
-	return strings.TrimPrefix(c.dirs[0], c.layout.hierarchies[0].dir)
+// ByMountpoint are the cgroup's directories by the mountpoint of the hierarchy.
+func (c *Cgroup) ByMountpoint() map[string]string {
+	dirs := make(map[string]string, len(c.dirs))
+	for i, dir := range c.dirs {
+		dirs[c.layout.hierarchies[i].dir] = dir
+	}
+	return dirs
 }
 
 // A PathOf is the path of a cgroup in one hierarchy, that of a controller or, for "", of cgroup v2.

@@ -36,7 +36,7 @@ func (e *HostError) Unwrap() []error { return []error{e.err, e.kind} }
 // Validate finds what is wrong with a config whatever the host: what the host lacks is an error of New or Create. It
 // asks the host nothing. What runc accepts it accepts, unless the kernel would refuse it later with a bare EINVAL.
 func Validate(cfg Config) error {
-	if cfg.systemd() {
+	if cfg.Systemd {
 		if _, err := newScope(cfg); err != nil {
 			return err
 		}
@@ -59,11 +59,8 @@ func Validate(cfg Config) error {
 	return validateResources(cfg.Resources)
 }
 
-// systemd says whether systemd makes the cgroup: because the option says so, or because the path has the form slice:prefix:name, which who
-// uses systemd's cgroup driver gives. As a directory's name, which it is to runc without the option, it would be outside of everything that
-// limits the pod.
-func (cfg Config) systemd() bool { return cfg.Systemd || systemdPath(cfg.Path) }
-
+// systemdPath says that a cgroupsPath has the form slice:prefix:name, which who uses systemd's cgroup driver gives. As a directory's name,
+// which it is to runc without the option, it would be outside of everything that limits the pod.
 func systemdPath(path string) bool {
 	slice, rest, _ := strings.Cut(path, ":")
 	return (slice == "" || strings.HasSuffix(slice, ".slice")) && strings.Count(rest, ":") == 1 && !strings.Contains(path, "/")

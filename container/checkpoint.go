@@ -214,7 +214,7 @@ func emptyNamespaces(names []string) (flags uint32, err error) {
 // dumpOf adds what criu must be told of a container: what it has from outside. Of files it tells what criu will call them, and what
 // they have to be called.
 func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) (names map[string]string, err error) {
-	external, err := externalMounts(c.spec, c.cgroup.Path())
+	external, err := externalMounts(c.spec, c.cgroup.ByMountpoint())
 	if err != nil {
 		return nil, err
 	}
@@ -267,8 +267,8 @@ func (c *Container) dumpOf(pid int, images string, opts *rpc.CriuOpts) (names ma
 // An externalMount is a bind mount of something of the host's. In the images it has the name dest.
 type externalMount struct{ dest, source string }
 
-// externalMounts are the bind mounts that a config asks for. The cgroup is that below each v1 hierarchy.
-func externalMounts(spec *specs.Spec, cgroupPath string) (list []externalMount, err error) {
+// externalMounts are the bind mounts that a config asks for. The directories of its cgroup are by the mountpoint.
+func externalMounts(spec *specs.Spec, cgroups map[string]string) (list []externalMount, err error) {
 	host := thisHost()
 	for _, m := range spec.Mounts {
 		dest := path.Clean("/" + m.Destination)
@@ -277,7 +277,7 @@ func externalMounts(spec *specs.Spec, cgroupPath string) (list []externalMount, 
 			list = append(list, externalMount{dest, m.Source})
 		case m.Type == "cgroup" && !host.CgroupV2 && !hasNamespace(spec, specs.CgroupNamespace):
 			for _, h := range host.CgroupV1 {
-				list = append(list, externalMount{path.Join(dest, path.Base(h.Mountpoint)), path.Join(h.Mountpoint, cgroupPath)})
+				list = append(list, externalMount{path.Join(dest, path.Base(h.Mountpoint)), cgroups[h.Mountpoint]})
 			}
 		}
 	}

@@ -131,7 +131,7 @@ func cgroupOf(cfg *Config) (*cgroup.Cgroup, error) {
 // request is what a creation and a restore have in common.
 func (cfg *Config) request(cg *cgroup.Cgroup) (req oci.Request, err error) {
 	req = request(cfg.Stdio)
-	req.ID, req.Bundle, req.Cgroup = cfg.ID, cfg.Bundle, cg.Path()
+	req.ID, req.Bundle, req.Cgroups = cfg.ID, cfg.Bundle, cg.ByMountpoint()
 	if req.HostRootfs, err = cfg.hostRootfs(); err != nil {
 		return req, err
 	}

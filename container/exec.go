@@ -18,7 +18,7 @@ import (
 
 func (c *Container) exec(ctx context.Context, spec *specs.Process, stdio Stdio) (*Process, error) {
 	req := request(stdio)
-	req.ID, req.Bundle, req.Cgroup, req.Seccomp, req.Born = c.id, c.bundle, c.cgroup.Path(), c.seccomp, bornUnprivileged
+	req.ID, req.Bundle, req.Seccomp, req.Born = c.id, c.bundle, c.seccomp, bornUnprivileged
 	plan, err := oci.CompileExec(c.spec, spec, req, thisHost())
 	if err != nil {
 		return nil, err

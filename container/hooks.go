@@ -274,7 +274,7 @@ type processHook struct{ p *Process }
 
 func (c *Container) startAsProcess(ctx context.Context, h *oci.Hook, stdio Stdio) (hookProcess, error) {
 	req := request(stdio)
-	req.ID, req.Bundle, req.Cgroup, req.Seccomp = c.id, c.bundle, c.cgroup.Path(), c.seccomp
+	req.ID, req.Bundle, req.Seccomp = c.id, c.bundle, c.seccomp
 	plan, spec, err := oci.CompileHook(c.spec, h, req, thisHost())
 	if err != nil {
 		return nil, err

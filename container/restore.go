@@ -204,7 +204,7 @@ func (s *restoring) restoreOf(req *criu.Request, stdio *Stdio) (closeFiles func(
 		req.Opts.InheritFd = append(req.Opts.InheritFd, &rpc.InheritFd{Key: &key, Fd: &fd})
 	}
 	c := s.c
-	external, err := externalMounts(c.spec, c.cgroup.Path())
+	external, err := externalMounts(c.spec, c.cgroup.ByMountpoint())
 	if err != nil {
 		return closeFiles, err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -245,5 +246,28 @@ func TestACgroupMountLeavesTheHostsItsOptions(t *testing.T) {
 	}
 	if after := look(); after != before {
 		t.Errorf("the host's options were %s, and are %s", before, after)
+	}
+}
+
+// A relative cgroupsPath is below the shim's own cgroup, which need not be the same in each hierarchy.
+func TestACgroupMountShowsARelativeCgroupWhereEachHierarchyHasIt(t *testing.T) {
+	if onV2() {
+		t.Skip("cgroup v2 has one hierarchy")
+	}
+	e := start(t)
+	own := filepath.Join("/sys/fs/cgroup/pids", e.Namespace+"-daemon")
+	e.Must(os.Mkdir(own, 0o755), "make a cgroup for containerd")
+	move := func(dir string) {
+		e.Must(os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(e.Daemon.Pid())), 0), "move containerd to %s", dir)
+	}
+	move(own)
+	e.Cleanup(func() {
+		move("/sys/fs/cgroup/pids")
+		e.Eventually("its cgroup is empty", func() bool { return os.Remove(own) == nil })
+	})
+	c := e.Container([]string{"sh", "-c", "cd /sys/fs/cgroup; for d in *; do echo $(grep -cx 1 $d/cgroup.procs); done | sort -u"},
+		oci.WithCgroup("relative-"+e.Namespace), oci.WithHostNamespace(specs.CgroupNamespace), withMount("cgroup", "/sys/fs/cgroup", "cgroup", "ro"))
+	if got := c.Finish(); got.Stdout != "1\n" {
+		t.Errorf("its PID 1 is in the cgroups that it sees so often: %+v", got)
 	}
 }

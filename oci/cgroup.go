@@ -38,7 +38,7 @@ func (c *compiler) cgroupV1(m *specs.Mount, o *mountOptions, t target) {
 			}
 			mnt = c.newMount("cgroup", source, &mountOptions{data: h.Controllers}, attrs|readonly)
 		} else {
-			mnt = call.ResultOf(c.do(call.OpenTree(call.CWD, path.Join(h.Mountpoint, inside(c.cgroupPath())), treeClone|unix.AT_RECURSIVE)))
+			mnt = call.ResultOf(c.do(call.OpenTree(call.CWD, c.cgroupDir(h.Mountpoint), treeClone|unix.AT_RECURSIVE)))
 			if set, clear := o.bindAttrs(); set|clear != 0 {
 				c.setattr(mnt, false, set, clear, 0)
 			}
@@ -60,13 +60,14 @@ func (c *compiler) cgroupV1(m *specs.Mount, o *mountOptions, t target) {
 	c.close(dir)
 }
 
-// cgroupPath is the container's cgroup in every v1 hierarchy.
-func (c *compiler) cgroupPath() string {
-	if c.req.Cgroup != "" {
-		return c.req.Cgroup
+// cgroupDir is the directory of the container's cgroup in a v1 hierarchy. A relative linux.cgroupsPath is another one in each.
+func (c *compiler) cgroupDir(mountpoint string) string {
+	if dir := c.req.Cgroups[mountpoint]; dir != "" {
+		return dir
 	}
+	name := c.req.ID
 	if c.spec.Linux != nil && c.spec.Linux.CgroupsPath != "" {
-		return c.spec.Linux.CgroupsPath
+		name = c.spec.Linux.CgroupsPath
 	}
-	return c.req.ID
+	return path.Join(mountpoint, inside(name))
 }

@@ -13,14 +13,14 @@ type Request struct {
 	ID, Bundle   string
 	Rootfs       []Mount
 	NoPivotRoot  bool
-	HostRootfs   bool            // the root file system is also to be seen on the host, at the bundle's rootfs
-	NoNewKeyring bool            // the process gets the session keyring of the shim
-	Fifos        [3]bool         // standard files that are to belong to the process's user
-	Null         [3]bool         // standard files that are the host's null device
-	Seccomp      *seccomp.Filter // linux.seccomp as another Plan of this container has it; nil to compile it
-	Born         bool            // the process is to be born unprivileged
-	Program      string          // the path of what is executed; process.args[0], to be found in PATH, if not given
-	Cgroup       string          // the container's cgroup below each v1 hierarchy; linux.cgroupsPath if not given
+	HostRootfs   bool              // the root file system is also to be seen on the host, at the bundle's rootfs
+	NoNewKeyring bool              // the process gets the session keyring of the shim
+	Fifos        [3]bool           // standard files that are to belong to the process's user
+	Null         [3]bool           // standard files that are the host's null device
+	Seccomp      *seccomp.Filter   // linux.seccomp as another Plan of this container has it; nil to compile it
+	Born         bool              // the process is to be born unprivileged
+	Program      string            // the path of what is executed; process.args[0], to be found in PATH, if not given
+	Cgroups      map[string]string // the directory of the container's cgroup in each v1 hierarchy, by its mountpoint; linux.cgroupsPath below that if not given
 }
 
 // Host is what must be known of the host.

@@ -125,7 +125,7 @@ func (d *Daemon) setUpCRI() error {
 	if err := WritePauseImage(&tar); err != nil {
 		return err
 	}
-	if err := d.load(tar.Bytes()); err != nil {
+	if err := d.Load(tar.Bytes()); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

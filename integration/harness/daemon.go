@@ -154,7 +154,7 @@ func Start(cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.load(tar); err != nil {
+	if err := d.Load(tar); err != nil {
 		return nil, err
 	}
 	if cfg.CRI != nil {
@@ -163,8 +163,8 @@ func Start(cfg Config) (_ *Daemon, err error) {
 	return d, nil
 }
 
-// load imports images and makes snapshots of them.
-func (d *Daemon) load(tar []byte) error {
+// Load imports images and makes snapshots of them.
+func (d *Daemon) Load(tar []byte) error {
 	ctx, cancel := context.WithTimeout(d.Background(), time.Minute)
 	defer cancel()
 	imgs, err := d.Client.Import(ctx, bytes.NewReader(tar))

@@ -35,12 +35,15 @@ var etc = map[string]string{
 // WriteImage writes a small image as an OCI layout in a tar file, which Docker
 // can load as well. It is made from this machine's busybox alone, so it needs
 // no network, and is the same on every run on one machine.
-func WriteImage(w io.Writer) error {
+func WriteImage(w io.Writer) error { return WriteImageFor(w, ImageName, "sh") }
+
+// WriteImageFor is WriteImage with another name, and with what a container of it runs.
+func WriteImageFor(w io.Writer, name string, cmd ...string) error {
 	layer, err := layer()
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}
-	return writeImage(w, ImageName, []string{"sh"}, layer)
+	return writeImage(w, name, cmd, layer)
 }
 
 // writeImage writes an image of one layer.
