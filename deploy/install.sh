@@ -65,17 +65,13 @@ without() {
 	awk -v b="$begin" -v e="$end" '$0 == b { skip = 1 } !skip { print } $0 == e { skip = 0 }' "$1"
 }
 
-# stanza VERSION: the runtime's tables, with runc's cgroup driver.
+# stanza VERSION: the runtime's table. It has no options: systemd's cgroup driver needs none.
 stanza() {
-	driver=false
-	! without "$file" | grep -Eq '^[[:space:]]*SystemdCgroup[[:space:]]*=[[:space:]]*true' || driver=true
-	{
-		# containerd 1.7 has no runc any more as soon as a file names a runtime.
-		if [ "$1" = 2 ] && ! without "$file" | grep -q 'containerd\.runtimes\.runc\]'; then
-			cat "$here/containerd/config-v2-runc.toml"
-		fi
-		cat "$here/containerd/config-v$1.toml"
-	} | sed "s/SystemdCgroup = false/SystemdCgroup = $driver/"
+	# containerd 1.7 has no runc any more as soon as a file names a runtime.
+	if [ "$1" = 2 ] && ! without "$file" | grep -q 'containerd\.runtimes\.runc\]'; then
+		cat "$here/containerd/config-v2-runc.toml"
+	fi
+	cat "$here/containerd/config-v$1.toml"
 }
 
 configure() {
