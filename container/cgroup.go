@@ -147,14 +147,16 @@ func cleanupProcesses(ctx context.Context, id, bundle string, systemd bool) (Exi
 	if _, err := os.Lstat(filepath.Join(bundle, cgroupMark)); err != nil {
 		return exit, nil // none was made
 	}
+	// First, as it may take the cgroup away itself.
+	ended := criu.EndNoted(filepath.Join(bundle, criuNote))
 	cg, err := cgroup.Load(cgroupConfig(id, spec, systemd))
 	if errors.Is(err, fs.ErrNotExist) {
-		return exit, unmountHostMounts(spec, bundle)
+		return exit, errors.Join(ended, unmountHostMounts(spec, bundle))
 	}
 	if err != nil {
-		return exit, err
+		return exit, errors.Join(ended, err)
 	}
-	err = errors.Join(criu.EndNoted(filepath.Join(bundle, criuNote)), cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
+	err = errors.Join(ended, cg.Kill(), cg.Delete(), hostResctrl.remove(spec, id))
 	cleanupPoststop(ctx, id, bundle, spec)
 	err = errors.Join(err, unmountHostMounts(spec, bundle))
 	return exit, err

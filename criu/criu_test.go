@@ -3,6 +3,7 @@ package criu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -199,5 +200,39 @@ func TestWhatANotedCriuHasLeftIsKilled(t *testing.T) {
 	}
 	if err := EndNoted(note); err != nil || len(sleeps()) != 0 {
 		t.Errorf("%v, left %v", err, sleeps())
+	}
+}
+
+// In whatever mount namespace it is just then.
+func TestANotedCriuIsWaitedForAndThenKilled(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "note")
+	log, err := os.Create(filepath.Join(filepath.Dir(note), "restore.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	itself, forked := exec.Command("sleep", "60"), exec.Command("sleep", "60")
+	forked.ExtraFiles = []*os.File{log}
+	for _, cmd := range []*exec.Cmd{itself, forked} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go cmd.Wait()
+	}
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(itself.Process.Pid) + "/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(note, fmt.Appendf(nil, "%d mnt:[1] %s", itself.Process.Pid, exe), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := EndNoted(note); err != nil {
+		t.Error(err)
+	}
+	for _, cmd := range []*exec.Cmd{itself, forked} {
+		if err := cmd.Process.Signal(syscall.Signal(0)); !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("it is there still: %v", err)
+			cmd.Process.Kill()
+		}
 	}
 }

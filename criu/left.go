@@ -86,9 +86,14 @@ func EndNoted(file string) error {
 	}
 	start := time.Now()
 	for {
-		left := slices.DeleteFunc(in(mounts, 0), func(pid int) bool {
-			its, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-			return err != nil || its != exe
+		left := processes(func(pid int) bool {
+			proc := "/proc/" + strconv.Itoa(pid)
+			if its, err := os.Readlink(proc + "/exe"); err != nil || its != exe {
+				return false
+			}
+			// At times criu itself is in the mount namespace of what it restores, where its first process begins.
+			ns, err := os.Readlink(namespaceOf(pid))
+			return pid == criu || err == nil && ns == mounts || holdsBelow(proc, filepath.Dir(file))
 		})
 		took := time.Since(start)
 		if len(left) == 0 {
@@ -111,16 +116,30 @@ func EndNoted(file string) error {
 func namespaceOf(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/mnt" }
 
 // in are the processes in a mount namespace, but one.
-func in(mounts string, but int) (pids []int) {
+func in(mounts string, but int) []int {
+	return processes(func(pid int) bool {
+		ns, err := os.Readlink(namespaceOf(pid))
+		return err == nil && ns == mounts && pid != but
+	})
+}
+
+func processes(which func(pid int) bool) (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*")
 	for _, file := range files {
-		if pid, err := strconv.Atoi(filepath.Base(file)); err == nil && pid != but {
-			if ns, err := os.Readlink(namespaceOf(pid)); err == nil && ns == mounts {
-				pids = append(pids, pid)
-			}
+		if pid, err := strconv.Atoi(filepath.Base(file)); err == nil && which(pid) {
+			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// holdsBelow says whether a process has a file open below a directory: what criu forks has its log.
+func holdsBelow(proc, dir string) bool {
+	fds, _ := filepath.Glob(proc + "/fd/*")
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		file, err := os.Readlink(fd)
+		return err == nil && strings.HasPrefix(file, dir+"/")
+	})
 }
 
 // Children are the children of all our threads.

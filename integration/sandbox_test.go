@@ -40,12 +40,6 @@ func startSandboxes(t *testing.T) *harness.Env {
 	if peer() {
 		t.Skip("only rsys has sandboxes without a pause container")
 	}
-	// containerd's directory of a namespace stays once it is there, as does its sibling for tasks.
-	for _, dir := range []string{filepath.Join(daemon.State, "state"), filepath.Join(daemon.Dir, "root")} {
-		if err := os.MkdirAll(filepath.Join(dir, "io.containerd.sandbox.controller.v1.shim", daemon.Namespace), 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
 	e := start(t)
 	v, err := e.Client.Version(e.Ctx)
 	e.Must(err, "version of containerd")

@@ -3,7 +3,6 @@ package cri
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,12 +24,6 @@ func startPauseless(t *testing.T) *harness.Pod {
 	}
 	if strings.Contains(daemon.Containerd, "containerd-1.") {
 		t.Skip("the CRI of containerd 1.7 mounts files of the pod that only its own sandbox controller makes")
-	}
-	// containerd's directory of a namespace stays once it is there, as does its sibling for tasks.
-	for _, dir := range []string{filepath.Join(daemon.State, "state"), filepath.Join(daemon.Dir, "root")} {
-		if err := os.MkdirAll(filepath.Join(dir, "io.containerd.sandbox.controller.v1.shim", daemon.Namespace), 0o711); err != nil {
-			t.Fatal(err)
-		}
 	}
 	p := start(t)
 	p.Handler = pauseless

@@ -133,13 +133,20 @@ func Start(cfg Config) (_ *Daemon, err error) {
 			d.Stop()
 		}
 	}()
-	for _, sub := range []string{d.FIFOs(), d.Temp(), d.State} {
+	if cfg.CRI != nil {
+		d.Namespace = "k8s.io" // CRI's, always
+	}
+	sandboxes := filepath.Join("io.containerd.sandbox.controller.v1.shim", d.Namespace)
+	for _, sub := range []string{
+		d.FIFOs(), d.Temp(), d.State,
+		// containerd makes it with the first sandbox, and leaves it.
+		filepath.Join(d.State, "state", sandboxes), filepath.Join(d.Dir, "root", sandboxes),
+	} {
 		if err := os.MkdirAll(sub, 0o711); err != nil {
 			return nil, err
 		}
 	}
 	if cfg.CRI != nil {
-		d.Namespace = "k8s.io" // CRI's, always
 		if err := d.setUpCNI(); err != nil {
 			return nil, err
 		}

@@ -7,7 +7,6 @@ package kubelet
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -50,12 +49,6 @@ func run(m *testing.M, handler harness.Handler) (int, error) {
 		return 1, err
 	}
 	defer daemon.Stop()
-	// containerd's directory of a namespace stays once it is there.
-	for _, dir := range []string{filepath.Join(daemon.State, "state"), filepath.Join(daemon.Dir, "root")} {
-		if err := os.MkdirAll(filepath.Join(dir, "io.containerd.sandbox.controller.v1.shim", daemon.Namespace), 0o711); err != nil {
-			return 1, err
-		}
-	}
 	if node, err = startKubelet(daemon); err != nil {
 		return 1, err
 	}
