@@ -6,12 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	libcgroups "github.com/opencontainers/cgroups"
 	libfs2 "github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	stats2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -258,5 +260,110 @@ func TestMetricsOfAV2Cgroup(t *testing.T) {
 	if m.Pids.GetLimit() != 20 || m.Pids.GetCurrent() == 0 || m.Memory.GetUsageLimit() != 64<<20 || m.Memory.GetSwapLimit() != 64<<20 ||
 		m.CPU.GetUsageUsec() == 0 || m.Memory.GetUsage() == 0 || len(m.Hugetlb) == 0 {
 		t.Errorf("%v", m)
+	}
+}
+
+func TestV2OnTheUnifiedHierarchy(t *testing.T) {
+	p := parent(t)
+	l := hybridV2(t)
+	c, err := newCgroup(Config{Path: p + "/v2", ID: "x"}, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
+	dir, ok := c.V2Dir()
+	if !ok || dir != l.hierarchies[0].dir+p+"/v2" {
+		t.Errorf("V2Dir: %s, %v", dir, ok)
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	born := helper(t, "sleep", &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd})
+	moved := helper(t, "sleep", nil)
+	if err := c.Join(moved.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := pidsBelow(dir); err != nil || len(pids) != 2 {
+		t.Errorf("processes: %v, %v", pids, err)
+	}
+	ctx := context.Background()
+	for range 3 {
+		if err := c.Freeze(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := c.Frozen(); !f || err != nil {
+			t.Errorf("Frozen: %v, %v", f, err)
+		}
+		if err := c.Thaw(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Freeze(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// The devices program: nothing but what it allows can be opened there.
+	script := `for d in null zero kmsg; do (: < /dev/$d) && echo $d; done 2>&-; (: > /dev/kmsg) 2>&- && echo kmsg-w; exit 0`
+	if err := c.Thaw(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", script)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+	if out, err := cmd.Output(); err != nil || strings.TrimSpace(string(out)) != "null\nzero" {
+		t.Errorf("devices that could be opened: %q, %v", out, err)
+	}
+	if err := c.Freeze(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Kill(); err != nil {
+		t.Error(err)
+	}
+	_, _ = born.Process.Wait()
+	_, _ = moved.Process.Wait()
+	if err := c.Delete(); err != nil {
+		t.Error(err)
+	}
+	// A limit needs a controller, which this hierarchy may not have.
+	if have, _ := read(l.hierarchies[0].dir, "cgroup.controllers"); strings.TrimSpace(have) == "" {
+		c, err := newCgroup(Config{Path: p + "/v2", ID: "x", Resources: everything()}, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Create(context.Background(), 0); err == nil || !strings.HasPrefix(err.Error(), "linux.resources.pids.limit: open ") {
+			t.Errorf("Create with limits: %v", err)
+		}
+		if _, err := os.Lstat(c.dirs[0]); err == nil {
+			t.Error("it is left")
+		}
+	}
+}
+
+func TestV2DevicesDenyAPartAsV1Does(t *testing.T) {
+	p := parent(t)
+	l := hybridV2(t)
+	c, err := newCgroup(Config{Path: p + "/dev", ID: "x", Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+		{Allow: true, Access: "rwm"}, {Type: "c", Major: ptr[int64](1), Minor: ptr[int64](11), Access: "w"},
+	}}}, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(c.dirs[0], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	cmd := exec.Command("/bin/sh", "-c", `(: < /dev/kmsg) && echo r; (: > /dev/kmsg) 2>&- && echo w; (: <> /dev/kmsg) 2>&- && echo rw; exit 0`)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+	if out, err := cmd.Output(); err != nil || string(out) != "r\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	if err := c.Delete(); err != nil {
+		t.Error(err)
 	}
 }
