@@ -192,7 +192,7 @@ func TestAPodsEndIsSeenWithoutAQuestion(t *testing.T) {
 	defer cancel()
 	stream, err := p.CRI.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	p.Must(err, "events")
-	events := make(chan *runtimeapi.ContainerEventResponse, 64)
+	events := make(chan *runtimeapi.ContainerEventResponse, 4096) // those of tests before come first, and containerd stops while they are not read
 	go func() {
 		defer close(events)
 		for {

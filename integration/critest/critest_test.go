@@ -1,5 +1,5 @@
-// Package critest runs the CRI's own tests. They have a containerd of their own: they make hundreds of pods, and what a client has that
-// has subscribed to events and gone may stop it.
+// Package critest runs the CRI's own tests. They have a containerd of their own: they make hundreds of pods, whose events it keeps for who
+// subscribes next, and it creates nothing while that one does not read them.
 //
 // RSYS_RUNTIME=io.containerd.runc.v2 compares with runc.
 package critest
