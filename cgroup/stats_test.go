@@ -15,17 +15,18 @@ import (
 	stats2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 )
 
-func TestOOMIsSeenAndWatchingEndsWithTheCgroup(t *testing.T) {
-	v1(t)
+// killedForMemory is a cgroup in which one process was killed for its limit, and the events of that. A watch whose context has ended has had none.
+func killedForMemory(t *testing.T) (c *Cgroup, oom <-chan struct{}) {
+	t.Helper()
 	p := parent(t)
-	c := create(t, Config{Path: p + "/a", ID: "a", Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](16 << 20), Swap: ptr[int64](16 << 20)}}})
+	c = create(t, Config{Path: p + "/a", ID: "a", Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](16 << 20), Swap: ptr[int64](16 << 20)}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	ended, err := c.OOM(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	oom, err := c.OOM(context.Background())
+	oom, err = c.OOM(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +54,12 @@ func TestOOMIsSeenAndWatchingEndsWithTheCgroup(t *testing.T) {
 		t.Error("the channel closed before the event")
 	}
 	_ = cmd.Wait()
+	return c, oom
+}
+
+func TestOOMIsSeenAndWatchingEndsWithTheCgroup(t *testing.T) {
+	v1(t)
+	c, oom := killedForMemory(t)
 	b, err := c.Stats()
 	if err != nil {
 		t.Fatal(err)

@@ -181,42 +181,7 @@ func TestUpdateOnV2ChangesLimitsBothWaysAndPutsThemBackOnFailure(t *testing.T) {
 
 func TestOOMOnV2IsSeenAndWatchingEndsWithTheCgroup(t *testing.T) {
 	pureV2(t)
-	p := parent(t)
-	c := create(t, Config{Path: p + "/a", ID: "a", Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](16 << 20), Swap: ptr[int64](16 << 20)}}})
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	ended, err := c.OOM(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	oom, err := c.OOM(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if _, ok := next(t, ended); ok {
-		t.Error("an event after the context's end")
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "CGROUP_TEST_HELPER=eat")
-	cmd.Stdin = r
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	r.Close()
-	if err := c.Join(cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = w.Write([]byte("x"))
-	if _, ok := next(t, oom); !ok {
-		t.Error("the channel closed before the event")
-	}
-	_ = cmd.Wait()
+	c, oom := killedForMemory(t)
 	if m := metrics2(t, c); m.MemoryEvents.GetOomKill() != 1 {
 		t.Errorf("the metrics count %d kills", m.MemoryEvents.GetOomKill())
 	}

@@ -51,9 +51,7 @@ var thisHost = sync.OnceValue(func() oci.Host {
 			h.Kernel = major<<16 | minor
 		}
 	}
-	if h.CgroupV2 {
-		h.CgroupFlags = cgroupFlags()
-	}
+	h.CgroupFlags = cgroupFlags
 	var mnt unix.Stat_t
 	if unix.Stat("/proc/self/ns/mnt", &mnt) == nil {
 		h.MountNS = mnt.Ino

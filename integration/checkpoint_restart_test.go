@@ -12,7 +12,7 @@ import (
 // A container that is to be restored has no process before its start. A containerd that is started meanwhile keeps it nevertheless.
 func TestContainerdIsKilledBetweenCreateAndStartOfARestore(t *testing.T) {
 	needCriu(t)
-	if peer() && strings.Contains(daemon.Containerd, "containerd-1.") {
+	if peer() && daemon.Old() {
 		t.Skip("containerd 1.7 ends runc's shim then")
 	}
 	e := start(t)

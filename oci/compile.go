@@ -26,12 +26,12 @@ type Request struct {
 // Host is what must be known of the host.
 type Host struct {
 	CgroupV2    bool
-	CgroupFlags []string    // the options that the host's cgroup2 has
-	CgroupV1    []Hierarchy // if not CgroupV2
-	LastCap     uint        // /proc/sys/kernel/cap_last_cap; 0 is the newest that is known here
-	Kcore       bool        // there is /proc/kcore
-	AppArmor    bool        // it is enabled
-	SELinux     bool        // it is enabled
+	CgroupFlags func() []string // the options that the host's cgroup2 has; asked where they matter, for they are in the mount table
+	CgroupV1    []Hierarchy     // if not CgroupV2
+	LastCap     uint            // /proc/sys/kernel/cap_last_cap; 0 is the newest that is known here
+	Kcore       bool            // there is /proc/kcore
+	AppArmor    bool            // it is enabled
+	SELinux     bool            // it is enabled
 	// KnowsLabel asks SELinux's policy whether a label is one of it; nil where it can't be asked.
 	KnowsLabel func(label string) bool
 	Resctrl    bool   // a resctrl file system is mounted on /sys/fs/resctrl

@@ -93,9 +93,9 @@ func (c *compiler) mount(i int, m *specs.Mount) {
 	case m.Type == "cgroup" && !c.host.CgroupV2:
 		c.cgroupV1(m, &o, t)
 	case m.Type == "cgroup":
-		if !c.ns.has(specs.CgroupNamespace) {
+		if !c.ns.has(specs.CgroupNamespace) && c.host.CgroupFlags != nil {
 			// In the host's cgroup namespace what a mount does not name is taken from the host's file system too.
-			o.super = append(slices.Clip(o.super), c.host.CgroupFlags...)
+			o.super = append(slices.Clip(o.super), c.host.CgroupFlags()...)
 		}
 		c.fresh("cgroup2", m.Source, &o, t)
 	default:

@@ -18,7 +18,7 @@ import (
 
 // What the kubelet's checkpoint API has: an archive of a container's memory, changed files and log, which goes on. It is read here by checkpointctl itself.
 func TestAContainerIsCheckpointedForForensics(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7's CRI has no CheckpointContainer")
 	}
 	path, err := daemon.LookPath("criu")

@@ -137,7 +137,7 @@ func TestAStopIsSIGTERMThenSIGKILL(t *testing.T) {
 		}
 	})
 	t.Run("the container chooses its signal", func(t *testing.T) {
-		if old() {
+		if daemon.Old() {
 			t.Skip("containerd 1.7 has no such field")
 		}
 		c := p.NewContainer(harness.Sh("trap 'echo got USR1; exit 3' USR1", "echo ready", "while :; do sleep 0.1; done")...)

@@ -17,7 +17,7 @@ import (
 func itoa(n int) string { return strconv.Itoa(n) }
 
 func TestTheRuntimesFeaturesAreSeen(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7 tells no features of a runtime")
 	}
 	p := start(t)
@@ -110,7 +110,7 @@ func TestThePodsLimitHoldsAllItsContainers(t *testing.T) {
 }
 
 func TestAPodsResourcesAndOverheadAreUpdated(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7 has no such request")
 	}
 	for name, start := range map[string]func(*testing.T) *harness.Pod{"with a pause container": start, "without one": startPauseless} {
@@ -141,7 +141,7 @@ func TestAPodsResourcesAndOverheadAreUpdated(t *testing.T) {
 // The kubelet takes its driver of cgroups from here. Of a runtime whose options are not of runc's type containerd does not know it, and looks
 // whether systemd runs.
 func TestTheNodesDriverOfCgroupsIsTold(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7 does not tell it")
 	}
 	p := start(t)

@@ -8,7 +8,6 @@ package cri
 import (
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -28,11 +27,11 @@ func TestMain(m *testing.M) {
 			// A RuntimeClass of another name, which lets annotations through.
 			{Name: "annotated", Type: harness.Runtime(), TOML: "pod_annotations = ['io.rsys.*']\ncontainer_annotations = ['io.rsys.*']"},
 		}}
-		if !strings.Contains(cfg.Containerd, "containerd-1.") {
+		if !cfg.Old() {
 			cfg.CRI.Handlers = append(cfg.CRI.Handlers, harness.Handler{
-				Name: pauseless, Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true",
+				Name: pauseless, Type: harness.Runtime(), TOML: harness.Pauseless,
 			}, harness.Handler{
-				Name: streamed, Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true\nio_type = 'streaming'",
+				Name: streamed, Type: harness.Runtime(), TOML: harness.Streamed,
 			})
 		}
 		daemon, err = harness.Start(cfg)
@@ -46,9 +45,6 @@ func TestMain(m *testing.M) {
 	daemon.Stop()
 	os.Exit(code)
 }
-
-// old says that containerd is 1.7, whose CRI has less.
-func old() bool { return strings.Contains(daemon.Containerd, "containerd-1.") }
 
 // start begins a test with a pod, not yet run.
 func start(t *testing.T) *harness.Pod {

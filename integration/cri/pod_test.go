@@ -217,7 +217,7 @@ func TestAPodInAUserNamespace(t *testing.T) {
 	p.Must(os.Chmod(volume, 0o755), "chmod")
 	p.Must(os.WriteFile(volume+"/root", []byte("x"), 0o600), "write")
 	one := p.NewContainer(harness.Sleep()...)
-	if !old() { // 1.7: "idmap mounts not yet supported"
+	if !daemon.Old() { // 1.7: "idmap mounts not yet supported"
 		one.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", HostPath: volume, UidMappings: ids, GidMappings: ids}}
 	}
 	one.Run()
@@ -236,7 +236,7 @@ func TestAPodInAUserNamespace(t *testing.T) {
 		}
 		c.Sh("ip addr show eth0 | grep -q 'inet 10.88'", "echo hello > /file", "test $(stat -c %u:%g /file) = 0:0")
 	}
-	if old() {
+	if daemon.Old() {
 		return
 	}
 	if got := one.Sh("stat -c %u:%g /volume/root", "cat /volume/root; echo mine > /volume/new"); got != "0:0\nx" {

@@ -176,7 +176,7 @@ func TestAContainersSecurityContext(t *testing.T) {
 		{"a working directory that is not there", func(c *config) { c.WorkingDir = "/new/dir" }, "pwd", "/new/dir"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if strings.HasPrefix(test.name, "no groups") && old() {
+			if strings.HasPrefix(test.name, "no groups") && daemon.Old() {
 				t.Skip("containerd 1.7 has no such field")
 			}
 			c := p.NewContainer(harness.Sh(test.script)...)
@@ -214,7 +214,7 @@ func TestMountsOfVolumes(t *testing.T) {
 		}
 	})
 	t.Run("read-only with all below", func(t *testing.T) {
-		if old() {
+		if daemon.Old() {
 			t.Skip("containerd 1.7 has no such field")
 		}
 		c := mount(&runtimeapi.Mount{ContainerPath: "/v", HostPath: outer, Readonly: true, RecursiveReadOnly: true},
@@ -251,7 +251,7 @@ func TestMountsOfVolumes(t *testing.T) {
 }
 
 func TestAnImageIsAVolume(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7 has no image volumes")
 	}
 	p := start(t).Run()

@@ -84,7 +84,7 @@ func TestAPodsProcessesAreCounted(t *testing.T) {
 }
 
 func TestMetricsOfPodsAreTold(t *testing.T) {
-	if old() {
+	if daemon.Old() {
 		t.Skip("containerd 1.7 has no metrics of pods")
 	}
 	p := start(t).Run()

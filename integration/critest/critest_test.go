@@ -26,9 +26,9 @@ func TestMain(m *testing.M) {
 	cfg, err := harness.FromEnv()
 	if err == nil {
 		cfg.CRI = &harness.CRI{Handlers: []harness.Handler{{Name: "rsys", Type: harness.Runtime()}}}
-		if !old(cfg) {
+		if !cfg.Old() {
 			cfg.CRI.Handlers = append(cfg.CRI.Handlers, harness.Handler{
-				Name: "streamed", Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true\nio_type = 'streaming'",
+				Name: "streamed", Type: harness.Runtime(), TOML: harness.Streamed,
 			})
 		}
 		daemon, err = harness.Start(cfg)
@@ -43,9 +43,6 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// old says that containerd is 1.7, whose CRI knows neither pods without a pause container nor streams.
-func old(cfg harness.Config) bool { return strings.Contains(cfg.Containerd, "containerd-1.") }
-
 // What of the CRI's own tests is not run, by the names of their specs.
 var notRun = []struct{ specs, why string }{
 	{"Image|image volume|NRI|benchmark", "not about the runtime"},
@@ -57,10 +54,10 @@ var notRun = []struct{ specs, why string }{
 func TestTheCRIsOwnTestsPass(t *testing.T) {
 	found, _ := filepath.Glob(filepath.Join(harness.Cache(), "critest-*/bin/critest.test"))
 	if len(found) == 0 {
-		t.Skip("no critest: hack/setup critest builds it")
+		t.Fatal("no critest (hack/setup critest)")
 	}
 	handlers := []string{"rsys", "streamed"}
-	if old(daemon.Config) || harness.Runtime() != "io.containerd.rsys.v1" {
+	if daemon.Old() || harness.Runtime() != "io.containerd.rsys.v1" {
 		handlers = handlers[:1]
 	}
 	const web = "rsys.io/web:latest"

@@ -33,6 +33,12 @@ type Handler struct {
 	Options string
 }
 
+// Lines of a Handler's table: pods without a pause container, and with streams of the shim's as well.
+const (
+	Pauseless = "sandboxer = 'shim'\ndisable_pause_image_pull = true"
+	Streamed  = Pauseless + "\nio_type = 'streaming'"
+)
+
 // DrainTimeout is how long CRI waits for the end of an exec's output after that of its process.
 const DrainTimeout = 2 * time.Second
 
@@ -82,7 +88,7 @@ func (d *Daemon) setUpCNI() error {
 func (d *Daemon) criTOML(level string) string {
 	var out strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }
-	old := strings.Contains(d.Containerd, "containerd-1.")
+	old := d.Old()
 	version, runtime := 3, "io.containerd.cri.v1.runtime"
 	if old {
 		version, runtime = 2, "io.containerd.grpc.v1.cri"

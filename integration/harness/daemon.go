@@ -36,6 +36,9 @@ type Config struct {
 	CRI *CRI
 }
 
+// Old says that containerd is 1.7, whose CRI has less: it knows neither pods without a pause container nor streams.
+func (c *Config) Old() bool { return strings.Contains(c.Containerd, "containerd-1.") }
+
 // FromEnv is the configuration that hack/setup and hack/build make, changed by
 // RSYS_CONTAINERD (a version, or how one begins: 2.4, 1.7), RSYS_CACHE,
 // RSYS_BIN and RSYS_DEBUG.
@@ -200,8 +203,8 @@ func (d *Daemon) Bundle(id string) string {
 	return filepath.Join(d.State, "state/io.containerd.runtime.v2.task", d.Namespace, id)
 }
 
-// cgroup is part of the path of all cgroups. Other daemons have CRI's namespace too.
-func (d *Daemon) cgroup() string {
+// CgroupName is part of the path of all cgroups. Other daemons have CRI's namespace too.
+func (d *Daemon) CgroupName() string {
 	if d.CRI != nil {
 		return fmt.Sprintf("rsys-it-%d", os.Getpid())
 	}
@@ -336,7 +339,7 @@ func (d *Daemon) Stop() {
 		}
 	}
 	_ = exec.Command("systemctl", "stop", d.Slice()).Run() // where there is one
-	for _, dir := range cgroupDirs(d.cgroup()) {
+	for _, dir := range cgroupDirs(d.CgroupName()) {
 		_ = unix.Rmdir(dir)
 	}
 	_ = os.RemoveAll(d.Dir)

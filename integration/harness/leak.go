@@ -25,8 +25,8 @@ func (d *Daemon) Snapshot() Snapshot {
 			s["mount "+line] = true
 		}
 	}
-	for _, dir := range cgroupDirs(d.cgroup()) {
-		if base := filepath.Base(dir); base != d.cgroup() && base != d.Slice() { // the parent of all stays
+	for _, dir := range cgroupDirs(d.CgroupName()) {
+		if base := filepath.Base(dir); base != d.CgroupName() && base != d.Slice() { // the parent of all stays
 			s["cgroup "+dir] = true
 		}
 	}

@@ -42,7 +42,7 @@ func (e *Env) NewPod() *Pod {
 		Hostname:     name,
 		LogDirectory: filepath.Join(e.TB.TempDir(), name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: "/" + filepath.Join(e.cgroup(), name),
+			CgroupParent: "/" + filepath.Join(e.CgroupName(), name),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 				Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},

@@ -35,7 +35,7 @@ func WithSystemdCgroup(_ context.Context, _ *client.Client, info *client.TaskInf
 }
 
 // Slice is the one that the scopes of containers are in.
-func (d *Daemon) Slice() string { return d.cgroup() + ".slice" }
+func (d *Daemon) Slice() string { return d.CgroupName() + ".slice" }
 
 // ScopePath is a linux.cgroupsPath for a scope of this name.
 func (d *Daemon) ScopePath(name string) string { return d.Slice() + ":rsys:" + name }
@@ -45,7 +45,7 @@ func (d *Daemon) SliceDir() string { return "/rsys.slice/rsys-it.slice/" + d.Sli
 
 // podSlices are a pod's slice, named as a kubelet that uses systemd's driver names it, and those that it is in, below our own.
 func (d *Daemon) podSlices(pod string) []string {
-	kubepods := d.cgroup() + "-kubepods"
+	kubepods := d.CgroupName() + "-kubepods"
 	return []string{kubepods + ".slice", kubepods + "-burstable.slice", kubepods + "-burstable-" + pod + ".slice"}
 }
 

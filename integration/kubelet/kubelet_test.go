@@ -39,7 +39,7 @@ func startKubelet(d *harness.Daemon) (*kubelet, error) {
 		return nil, errors.New("no kubelet (hack/setup kubelet)")
 	}
 	k := &kubelet{
-		bin: found[len(found)-1], dir: filepath.Join(d.Dir, "kubelet"), cgroup: fmt.Sprintf("rsys-it-%d", os.Getpid()),
+		bin: found[len(found)-1], dir: filepath.Join(d.Dir, "kubelet"), cgroup: d.CgroupName(),
 		http: http.Client{
 			Timeout:   30 * time.Second,
 			Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, // it has signed its own certificate
@@ -128,13 +128,6 @@ func (k *kubelet) kill(sig syscall.Signal) {
 
 func (k *kubelet) stop() {
 	k.kill(unix.SIGTERM)
-	// It leaves its cgroups, for those of pods that go on.
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + k.cgroup)
-	for _, dir := range append(dirs, "/sys/fs/cgroup/"+k.cgroup) {
-		for _, sub := range []string{"kubepods/burstable", "kubepods/besteffort", "kubepods", ""} {
-			_ = unix.Rmdir(filepath.Join(dir, sub))
-		}
-	}
 }
 
 func (k *kubelet) version() string {

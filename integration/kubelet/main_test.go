@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	harness.Isolate(unix.CLONE_NEWNET)
 	for _, h := range []harness.Handler{
 		{Name: "rsys", Type: harness.Runtime()},
-		{Name: "pauseless", Type: harness.Runtime(), TOML: "sandboxer = 'shim'\ndisable_pause_image_pull = true"},
+		{Name: "pauseless", Type: harness.Runtime(), TOML: harness.Pauseless},
 	} {
 		if h.Name == "pauseless" && peer() {
 			fmt.Println("# runc's shim has no sandbox service")
